@@ -1,0 +1,85 @@
+"""Checks of arguments and arrays; each error is one line that names what is wrong and allowed."""
+
+import numpy as np
+
+
+def at_least(name, value, minimum):
+    if not value >= minimum:
+        raise ValueError(f"{name}: expected at least {minimum}, received {value}")
+
+
+def positive(name, value):
+    if not value > 0:
+        raise ValueError(f"{name}: expected a number above 0, received {value}")
+
+
+def one_of(name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, received {value!r}")
+
+
+def image_dtype(images, expected):
+    """Refuses images whose scale cannot be that of the training images.
+
+    Args:
+        images: tensor or array.
+        expected: dtype name of the training images; None before training.
+
+    Raises:
+        ValueError: for float images where the model was trained on integers, or the reverse.
+    """
+    received = np.dtype(getattr(images.dtype, "name", images.dtype))
+    if expected is not None and (received.kind == "f") != (np.dtype(expected).kind == "f"):
+        raise ValueError(
+            f"images: expected {expected}, as in training, received {received.name}; "
+            f"pixels of another type have another scale"
+        )
+
+
+def images(name, images, image_shape, dtype=None):
+    """Refuses images (or their TensorSpec) of another shape or kind of number than expected.
+
+    Args:
+        name: of the argument, for the error.
+        images: array, tensor or tf.TensorSpec with `shape` and `dtype`.
+        image_shape: (H, W, channels); None for a side of any length.
+        dtype: as `image_dtype`.
+
+    Raises:
+        ValueError: as described.
+    """
+    shape = getattr(images, "shape", None)
+    expected = ("N", *image_shape)
+    if shape is None or len(shape) != len(expected) or any(
+        None not in (want, got) and want != got for want, got in zip(image_shape, shape[1:])
+    ):
+        received = type(images).__name__ if shape is None else ("N", *shape[1:])
+        raise ValueError(f"{name}: expected images of shape {expected}, received {received}")
+    try:
+        image_dtype(images, dtype)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def labels(name, labels, count, num_classes, allow_unlabeled=False):
+    """Returns labels as an int32 array (count,).
+
+    Raises:
+        ValueError: for labels that are not integers of shape (count,) in [0, num_classes); with
+            `allow_unlabeled`, -1 is allowed too.
+    """
+    labels = np.asarray(labels)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: expected integer labels of shape ({count},), one an image, received "
+            f"{labels.dtype} {labels.shape}"
+        )
+    lowest = -1 if allow_unlabeled else 0
+    wrong = (labels < lowest) | (labels >= num_classes)
+    if wrong.any():
+        allowed = f"[0, {num_classes})" + (" or -1 (no label)" if allow_unlabeled else "")
+        raise ValueError(
+            f"{name}: expected labels in {allowed}, received {labels[wrong][0]} "
+            f"at index {np.flatnonzero(wrong)[0]}"
+        )
+    return labels.astype(np.int32)

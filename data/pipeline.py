@@ -1,0 +1,173 @@
+"""Batches of images and labels as `tf.data.Dataset`s whose order is a function of seed and epoch."""
+
+import numpy as np
+import tensorflow as tf
+
+from data import checks
+
+
+def batches(images, labels, batch_size, *, seed=None, epoch=None):
+    """Full batches of one split; the samples left over sit out this pass.
+
+    An order that depends on nothing but (seed, epoch) is what makes a resumed run equal an
+    unbroken one: `tf.data.Dataset.shuffle` would start again from its first order.
+
+    Args:
+        images: (N, H, W, C), any dtype.
+        labels: integer (N,), -1 for a sample without a label.
+        batch_size: samples a batch, at most N.
+        seed: integer; None keeps the samples in their given order.
+        epoch: function without arguments that returns the number of the pass that begins. It is
+            called whenever an iterator is made. Needed with `seed`.
+
+    Returns:
+        tf.data.Dataset of (images (batch_size, H, W, C), labels int32 (batch_size,)), with
+        N // batch_size batches.
+
+    Raises:
+        ValueError: where the batch is larger than the split.
+    """
+    count, steps = len(images), len(images) // batch_size
+    if not steps:
+        raise ValueError(f"batch_size: expected at most the split's {count} samples, "
+                         f"received {batch_size}")
+    with tf.device("CPU"):
+        images, labels = tf.convert_to_tensor(images), tf.cast(labels, tf.int32)
+
+    def indices(epoch_number):
+        order = tf.range(count)
+        if seed is not None:
+            order = tf.random.experimental.stateless_shuffle(order, seed=(seed, epoch_number))
+        order = tf.reshape(order[: steps * batch_size], (steps, batch_size))
+        return tf.data.Dataset.from_tensor_slices(order)
+
+    def gather(index):
+        return tf.gather(images, index), tf.gather(labels, index)
+
+    if seed is None:
+        passes = tf.data.Dataset.from_tensors(tf.constant(0))
+    else:
+        passes = tf.data.Dataset.from_generator(
+            lambda: iter([epoch()]), output_signature=tf.TensorSpec((), tf.int32)
+        )
+    dataset = passes.flat_map(indices).apply(tf.data.experimental.assert_cardinality(steps))
+    return dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def mix(noisy, unlabeled):
+    """The batches of both data sets, interleaved in proportion to their numbers.
+
+    Args:
+        noisy: tf.data.Dataset of (images, labels) batches, of known cardinality.
+        unlabeled: tf.data.Dataset of image batches, of known cardinality.
+
+    Returns:
+        tf.data.Dataset of (images, labels) batches, each of both data sets once; the label of an
+        unlabeled image is -1.
+
+    Raises:
+        ValueError: where a cardinality is unknown or infinite.
+    """
+    counts = [int(dataset.cardinality()) for dataset in (noisy, unlabeled)]
+    if min(counts) < 0:
+        raise ValueError(
+            "unlabeled_data: mixing needs data sets of known length; "
+            "use tf.data.experimental.assert_cardinality on the noisy and the unlabeled one"
+        )
+    label_dtype = noisy.element_spec[1].dtype
+    without_labels = unlabeled.map(
+        lambda images: (images, -tf.ones(tf.shape(images)[:1], label_dtype))
+    )
+    total = sum(counts)
+    choices = tf.data.Dataset.range(total).map(
+        lambda i: (i + 1) * counts[1] // total - i * counts[1] // total
+    )
+    mixed = tf.data.Dataset.choose_from_datasets([noisy, without_labels], choices)
+    return mixed.apply(tf.data.experimental.assert_cardinality(total))
+
+
+def training_data(
+    noisy, meta, unlabeled, image_shape, num_classes, batch_size, *, seed, epoch
+):
+    """What `fit` was given, as the data sets of the two phases.
+
+    Args:
+        noisy, meta: (images, labels) arrays, or tf.data.Dataset of such batches; meta may be None.
+        unlabeled: images, or tf.data.Dataset of image batches, or None.
+        image_shape: (H, W, channels) that the classifier takes.
+        num_classes: C.
+        batch_size, seed, epoch: as `batches`, for arrays.
+
+    Returns:
+        Three tf.data.Datasets of (images, labels) batches: for warm-up, without unlabeled arrays;
+        for phase 2; the meta set, once, or None.
+
+    Raises:
+        ValueError: one line that names the argument, what is wrong and what is allowed.
+    """
+    if isinstance(noisy, tf.data.Dataset):
+        labeled = every = _checked_dataset("x", noisy, image_shape)
+        dtype = labeled.element_spec[0].dtype.name
+        if unlabeled is not None:
+            if not isinstance(unlabeled, tf.data.Dataset):
+                checks.images("unlabeled_data", unlabeled, image_shape, dtype)
+                without = np.full(len(unlabeled), -1)
+                unlabeled = batches(unlabeled, without, batch_size, seed=seed, epoch=epoch)
+                unlabeled = unlabeled.map(lambda images, labels: images)
+            checks.images("unlabeled_data", unlabeled.element_spec, image_shape, dtype)
+            every = mix(labeled, unlabeled)
+    else:
+        images, labels = _checked_arrays("x", noisy, image_shape, num_classes, None, True)
+        dtype = images.dtype.name
+        has_label = labels >= 0
+        order = {"seed": seed, "epoch": epoch}
+        if unlabeled is not None:
+            if isinstance(unlabeled, tf.data.Dataset):
+                raise ValueError(
+                    "unlabeled_data: expected an array of images, as x is an array, received a "
+                    "tf.data.Dataset"
+                )
+            checks.images("unlabeled_data", unlabeled, image_shape, dtype)
+            images = np.concatenate([images, np.asarray(unlabeled, images.dtype)])
+            labels = np.concatenate([labels, np.full(len(unlabeled), -1, np.int32)])
+            has_label = labels >= 0
+        every = labeled = batches(images, labels, batch_size, **order)
+        if not has_label.all():
+            labeled = batches(images[has_label], labels[has_label], batch_size, **order)
+    if meta is None:
+        return labeled, every, None
+    if isinstance(meta, tf.data.Dataset):
+        return labeled, every, _checked_dataset("meta_data", meta, image_shape, dtype)
+    images, labels = _checked_arrays("meta_data", meta, image_shape, num_classes, dtype, False)
+    if batch_size > len(images):
+        raise ValueError(
+            f"meta_data: expected at least one batch, batch_size={batch_size} samples, received "
+            f"{len(images)}"
+        )
+    return labeled, every, batches(images, labels, batch_size)
+
+
+def _checked_arrays(name, pair, image_shape, num_classes, dtype, allow_unlabeled):
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise ValueError(
+            f"{name}: expected (images, labels) or a tf.data.Dataset of such batches, received "
+            f"{type(pair).__name__}"
+        )
+    images = np.asarray(pair[0])
+    if images.dtype.kind == "f":
+        images = images.astype(np.float32)
+    checks.images(name, images, image_shape, dtype)
+    return images, checks.labels(name, pair[1], len(images), num_classes, allow_unlabeled)
+
+
+def _checked_dataset(name, dataset, image_shape, dtype=None):
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2:
+        raise ValueError(f"{name}: expected a data set of (images, labels), received {spec}")
+    checks.images(name, spec[0], image_shape, dtype)
+    if spec[1].shape.rank != 1 or not spec[1].dtype.is_integer:
+        raise ValueError(
+            f"{name}: expected integer labels of shape (N,), received "
+            f"{spec[1].dtype.name} {spec[1].shape}"
+        )
+    return dataset

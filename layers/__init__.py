@@ -1,0 +1,26 @@
+"""What the networks are made of: backbones, batched augmentation, the label head and the losses."""
+
+from layers.augmentation import RandomFlipCrop
+from layers.backbones import cnn8, digits_cnn
+from layers.features import (
+    classifier_shapes,
+    find_features,
+    last_dense,
+    penultimate_output,
+    set_max_pooling_float32,
+)
+from layers.label_head import LabelHead
+from layers.losses import cross_entropy, entropy, kl_divergence
+
+__all__ = [
+    "LabelHead",
+    "RandomFlipCrop",
+    "cnn8",
+    "cross_entropy",
+    "digits_cnn",
+    "entropy",
+    "kl_divergence",
+    "last_dense",
+    "penultimate_output",
+    "set_max_pooling_float32",
+]

@@ -1,0 +1,63 @@
+"""The classifiers of the recipes: uint8 images in, logits out, normalization included."""
+
+import keras
+from keras import layers
+
+from layers.label_head import linear_initializers
+
+
+def _normalize():
+    """(x/255 − 0.5)/0.5, in float32 because bfloat16 would round the pixels."""
+    return layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32")
+
+
+def _batch_norm_relu(x):
+    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
+    return layers.ReLU()(x)
+
+
+def _convolution(x, filters):
+    he_normal_fan_out = keras.initializers.VarianceScaling(
+        2.0, mode="fan_out", distribution="untruncated_normal"
+    )
+    x = layers.Conv2D(filters, 3, padding="same", kernel_initializer=he_normal_fan_out)(x)
+    return _batch_norm_relu(x)
+
+
+def _fully_connected(x, units):
+    return layers.Dense(units, **linear_initializers(x.shape[-1]))(x)
+
+
+def _convolutional_network(input_shape, blocks, hidden_units, num_classes, name):
+    images = x = keras.Input(input_shape, name="images")
+    x = _normalize()(x)
+    for filters in blocks:
+        x = _convolution(x, filters)
+        x = _convolution(x, filters)
+        x = layers.MaxPooling2D(2)(x)
+    x = layers.Flatten()(x)
+    x = _batch_norm_relu(_fully_connected(x, hidden_units))
+    return keras.Model(images, _fully_connected(x, num_classes), name=name)
+
+
+def cnn8(num_classes=10, input_shape=(32, 32, 3)):
+    """The paper's 8-layer CNN: 64-64-pool-128-128-pool-196-196-pool-256-C.
+
+    Each 3×3 convolution and the first fully connected layer are followed by batch normalization
+    (running averages kept at 0.9, ε 1e-5) and ReLU. He-normal fan-out for the convolutions.
+
+    Args:
+        num_classes: number of classes C.
+        input_shape: (H, W, channels); H and W at least 8.
+
+    Returns:
+        keras.Model, uint8 or float (N, H, W, channels) in 0..255 to logits (N, C).
+
+    Reference: MetaLabelNet, Section IV-B.1, and the authors' program.
+    """
+    return _convolutional_network(input_shape, (64, 128, 196), 256, num_classes, "cnn8")
+
+
+def digits_cnn(num_classes=10, input_shape=(8, 8, 1)):
+    """The same design at the size of an 8×8 digit: 32-32-pool-64-C. Arguments as `cnn8`."""
+    return _convolutional_network(input_shape, (32,), 64, num_classes, "digits_cnn")
