@@ -1,8 +1,11 @@
 """What happens around a step: one callback list for both phases, and the record of a run."""
 
 import math
+import time
 
 import keras
+
+import outputs
 
 
 class TwoPhaseCallbacks(keras.callbacks.CallbackList):
@@ -56,3 +59,78 @@ class TwoPhaseCallbacks(keras.callbacks.CallbackList):
         every_column = logs | {n: math.nan for n in self._metric_names if n not in logs}
         for callback in self.callbacks:
             callback.on_epoch_end(epoch, logs if callback is self._progbar else every_column)
+
+
+class RunRecorder(keras.callbacks.Callback):
+    """After each epoch: measures the test set, keeps history.csv, best weights and checkpoint.
+
+    The model must be fitted with the meta set as `validation_data`.
+
+    Args:
+        directory: the run's.
+        flags: dict, saved with the checkpoint.
+        test_data: (images, labels).
+        batch_size: of the evaluation.
+        state: a checkpoint's, to continue from; None for a new run.
+        print_lines: whether to print one line an epoch.
+    """
+
+    def __init__(self, directory, flags, test_data, batch_size, state=None, print_lines=True):
+        super().__init__()
+        self.directory = directory
+        self.flags = flags
+        self.test_data = test_data
+        self.batch_size = batch_size
+        self.print_lines = print_lines
+        self.rows = state["rows"] if state else []
+        self.best_epoch = state["best_epoch"] if state else None
+        self.seconds = state["seconds"] if state else 0.0
+        self._since = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        test = self.model.evaluate(
+            *self.test_data, batch_size=self.batch_size, verbose=0, return_dict=True
+        )
+        row = {
+            "epoch": epoch + 1,
+            "phase": int(self.model.phase.numpy()),
+            "learning_rate": logs["learning_rate"],
+            "loss": logs["loss"],
+            "accuracy": logs["accuracy"],
+            **{name: logs[name] for name in self.model.phase_2_metrics},
+            "meta_set_loss": logs["val_loss"],
+            "meta_accuracy": logs["val_accuracy"],
+            "test_loss": test["loss"],
+            "test_accuracy": test["accuracy"],
+        }
+        self.rows.append({k: None if v != v else v for k, v in row.items()})
+        best = self.best_epoch and self.rows[self.best_epoch - 1]["meta_accuracy"]
+        is_best = best is None or row["meta_accuracy"] > best
+        if is_best:
+            self.best_epoch = epoch + 1
+        now = time.monotonic()
+        took, self._since = now - self._since, now
+        self.seconds += took
+        outputs.save_checkpoint(self.directory, self.model, self._state(epoch), is_best)
+        outputs.write_history(self.directory, self.rows)
+        if self.print_lines:
+            self._print(row, took)
+
+    def _state(self, epoch):
+        return {
+            "epoch": epoch + 1,
+            "best_epoch": self.best_epoch,
+            "seconds": self.seconds,
+            "rows": self.rows,
+            "flags": self.flags,
+        }
+
+    def _print(self, row, took):
+        phase = "warm-up" if row["phase"] == 1 else "phase 2"
+        meta = "" if row["phase"] == 1 else f"  meta loss {row['meta_loss']:.4f}"
+        print(
+            f"epoch {row['epoch']:>3} {phase}  loss {row['loss']:.4f}{meta}  accuracy: "
+            f"given labels {row['accuracy']:.4f}, meta {row['meta_accuracy']:.4f}, "
+            f"test {row['test_accuracy']:.4f}  {took:.1f} s",
+            flush=True,
+        )

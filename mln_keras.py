@@ -26,9 +26,11 @@ import tensorflow as tf
 from absl import flags
 from keras import ops
 
-import data
+import data.corruption
+import data.source
 import layers
-from callbacks import TwoPhaseCallbacks
+import outputs
+from callbacks import RunRecorder, TwoPhaseCallbacks
 from data import checks, pipeline
 
 # ---------------------------------------------------------------------------------------------
@@ -91,7 +93,7 @@ class MetaLabelNet(keras.Model):
         seed=0,
         **kwargs,
     ):
-        super().__init__(**({"dtype": "float32"} | kwargs))
+        super().__init__(**({"dtype": keras.config.floatx()} | kwargs))
         checks.at_least("warmup_epochs", warmup_epochs, 0)
         checks.positive("inner_learning_rate", inner_learning_rate)
         checks.at_least("entropy_weight", entropy_weight, 0)
@@ -193,8 +195,8 @@ class MetaLabelNet(keras.Model):
 
     def _logits(self, images, training):
         checks.image_dtype(images, self.image_dtype)
-        images = ops.cast(images, "float32")
-        return ops.cast(self.classifier(images, training=training), "float32")
+        images = ops.cast(images, keras.config.floatx())
+        return ops.cast(self.classifier(images, training=training), keras.config.floatx())
 
     def fit(
         self,
@@ -283,7 +285,7 @@ class MetaLabelNet(keras.Model):
     def _warmup_step(self, images, labels):
         """Phase 1: one step on the cross-entropy with the given labels, unlabeled ones left out."""
         θ = self.classifier.trainable_variables
-        is_labeled = tf.cast(labels >= 0, tf.float32)
+        is_labeled = ops.cast(labels >= 0, keras.config.floatx())
         with tf.GradientTape() as tape:
             logits = self._logits(self._augment(images), training=True)
             losses = layers.cross_entropy(tf.maximum(labels, 0), logits)
@@ -307,8 +309,8 @@ class MetaLabelNet(keras.Model):
         """v = g(x) (Eq. 3): the classifier without its last layer, at its weights after warm-up."""
         frozen = list(zip(self.classifier.weights, self.frozen_weights, strict=True))
         with keras.StatelessScope(state_mapping=frozen):
-            features = self._features(ops.cast(images, "float32"))
-        return ops.cast(ops.reshape(features, (ops.shape(images)[0], -1)), "float32")
+            features = self._features(ops.cast(images, keras.config.floatx()))
+        return ops.cast(ops.reshape(features, (ops.shape(images)[0], -1)), keras.config.floatx())
 
     def _phase_2_step(self, noisy_batch, meta_batch):
         """Phase 2: Algorithm 1 on one batch. The given labels are only compared with, never used."""
@@ -370,7 +372,7 @@ class MetaLabelNet(keras.Model):
         )
 
     def _logs(self, loss, labels, logits, phase_2=False):
-        is_labeled = tf.cast(labels >= 0, tf.float32)
+        is_labeled = ops.cast(labels >= 0, keras.config.floatx())
         self._loss_tracker.update_state(loss)
         logs = self.compute_metrics(None, labels, ops.softmax(logits), sample_weight=is_labeled)
         return {name: logs[name] for name in logs if phase_2 or name not in self.phase_2_metrics}
@@ -468,3 +470,277 @@ class MetaLabelNet(keras.Model):
 def _gradient(tape, loss, weights):
     """As `tape.gradient`, with zeros for weights that the loss does not reach."""
     return tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+
+# ---------------------------------------------------------------------------------------------
+# The recipes
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a data set is trained with (Section IV-B); the flags of the same names replace it.
+
+    `learning_rate` is divided by 10 at each of the epochs (0-based) in `learning_rate_drops`.
+    """
+
+    build_classifier: Callable
+    build_augmentation: Callable
+    noise: str
+    noise_ratio: float
+    meta_size: int
+    epochs: int
+    warmup_epochs: int
+    batch_size: int
+    learning_rate: float
+    learning_rate_drops: tuple
+    meta_learning_rate: float
+    inner_learning_rate: float = 1.0
+    unlabeled_size: int = 0
+
+    def learning_rate_at(self, epoch):
+        return self.learning_rate * 0.1 ** sum(epoch >= drop for drop in self.learning_rate_drops)
+
+
+RECIPES = {
+    "digits": Recipe(
+        build_classifier=layers.digits_cnn,
+        build_augmentation=functools.partial(layers.RandomFlipCrop, 1, False, False),
+        noise="class_dependent",
+        noise_ratio=0.4,
+        meta_size=300,
+        epochs=40,
+        warmup_epochs=12,
+        batch_size=64,
+        learning_rate=1e-2,
+        learning_rate_drops=(),
+        meta_learning_rate=1e-2,
+    ),
+    "cifar10": Recipe(
+        build_classifier=layers.cnn8,
+        build_augmentation=functools.partial(layers.RandomFlipCrop, 4),
+        noise="uniform",
+        noise_ratio=0.4,
+        meta_size=5000,
+        epochs=120,
+        warmup_epochs=44,
+        batch_size=128,
+        learning_rate=1e-2,
+        learning_rate_drops=(41, 81),  # the text says 40 and 80; the authors' program ran this
+        meta_learning_rate=1e-2,
+    ),
+}
+NOISES = ("none", "uniform", "class_dependent", "feature_dependent", "human")
+METHODS = ("metalabelnet", "cross_entropy")
+EVALUATION_BATCH = 1000
+
+# ---------------------------------------------------------------------------------------------
+# The command line
+# ---------------------------------------------------------------------------------------------
+
+
+def define_flags():
+    """The flags, in a set of their own so that importing this module defines none."""
+    f = flags.FlagValues()
+    recipe = "Default: the recipe's."
+
+    def define(kind, name, default, text):
+        getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=f)
+
+    define("string", "dataset", None, f"One of {', '.join(RECIPES)}. Left out, together with "
+           "--method: a demonstration of both methods on digits.")
+    define("string", "data_dir", None, "TensorFlow Datasets directory. Default: TFDS' own.")
+    define("string", "noise", None, f"One of {', '.join(NOISES)}. {recipe}")
+    define("float", "noise_ratio", None, f"Share of wrong labels, 0 to 1. {recipe}")
+    define("string", "noise_probs", None, "For --noise feature_dependent: .npy file, float (N, C), "
+           "of a teacher's probabilities on the training images. Default: train that teacher.")
+    define("integer", "meta_size", None, f"Number of clean meta samples. {recipe}")
+    define("integer", "unlabeled_size", None, "Training samples whose label is removed. Default: 0")
+    define("string", "method", None, f"One of {', '.join(METHODS)}. Default: metalabelnet.")
+    define("integer", "epochs", None, f"Epochs of both phases together. {recipe}")
+    define("integer", "warmup_epochs", None, f"Epochs of phase 1. {recipe}")
+    define("integer", "batch_size", None, f"Of training and meta batches. {recipe}")
+    define("float", "learning_rate", None, f"Of the classifier, before its drops. {recipe}")
+    define("float", "meta_learning_rate", None, f"Of the label head. {recipe}")
+    define("float", "inner_learning_rate", None, f"Of the step of Eq. 5. {recipe}")
+    define("integer", "seed", 0, "Of splits, noise, initial weights, order and augmentation.")
+    define("string", "output_dir", None, "Default: runs/DATASET-NOISE-RATIO-METHOD-seedN.")
+    define("bool", "resume", False, "Continue the run in --output_dir from its last epoch.")
+    define("bool", "mixed_precision", False, "Compute in bfloat16, keep weights in float32.")
+    define("bool", "jit_compile", None, "Compile the step with XLA. Default: where there is a GPU.")
+    define("integer", "steps_per_execution", None, "Steps a call. Default: 20 on a GPU, else 1.")
+    return f
+
+
+def parse_settings(argv):
+    """The flags with the recipe's values filled in, and the recipe with the flags' values.
+
+    Returns:
+        (dict of every flag; Recipe).
+
+    Raises:
+        ValueError: for flags that are unknown, out of range or contradict each other.
+    """
+    f = define_flags()
+    try:
+        rest = f(argv)
+    except flags.Error as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    if rest[1:]:
+        raise ValueError(f"expected flags only, received {rest[1]!r}")
+    given = f.flag_values_dict()
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    defaults = {
+        "dataset": "digits", "method": "metalabelnet", "jit_compile": on_gpu,
+        "steps_per_execution": 20 if on_gpu else 1,
+    }  # fmt: skip
+    settings = {n: defaults.get(n) if value is None else value for n, value in given.items()}
+    checks.one_of("--dataset", settings["dataset"], RECIPES)
+    checks.one_of("--method", settings["method"], METHODS)
+    recipe = RECIPES[settings["dataset"]]
+    replaced = {
+        field.name: settings[field.name]
+        for field in dataclasses.fields(Recipe)
+        if settings.get(field.name) is not None
+    }
+    recipe = dataclasses.replace(recipe, **replaced)
+    settings |= {n: getattr(recipe, n) for n in settings if hasattr(recipe, n)}
+    _check_settings(settings, given)
+    if settings["output_dir"] is None:
+        parts = "{dataset}-{noise}-{noise_ratio:g}-{method}-seed{seed}"
+        settings["output_dir"] = os.path.join("runs", parts.format(**settings))
+    return settings, recipe
+
+
+def _check_settings(settings, given):
+    checks.one_of("--noise", settings["noise"], NOISES)
+    if not 0 <= settings["noise_ratio"] <= 1:
+        raise ValueError(f"--noise_ratio: expected 0 to 1, received {settings['noise_ratio']}")
+    for name in ("epochs", "batch_size", "meta_size", "steps_per_execution"):
+        checks.at_least(f"--{name}", settings[name], 1)
+    for name in ("warmup_epochs", "unlabeled_size", "seed"):
+        checks.at_least(f"--{name}", settings[name], 0)
+    for name in ("learning_rate", "meta_learning_rate", "inner_learning_rate"):
+        checks.positive(f"--{name}", settings[name])
+    if settings["method"] == "metalabelnet" and settings["warmup_epochs"] >= settings["epochs"]:
+        raise ValueError(
+            f"--warmup_epochs: expected fewer than --epochs={settings['epochs']}, received "
+            f"{settings['warmup_epochs']}, so phase 2 would never begin"
+        )
+    if settings["batch_size"] > settings["meta_size"]:
+        raise ValueError(
+            f"--batch_size: expected at most --meta_size={settings['meta_size']}, received "
+            f"{settings['batch_size']}"
+        )
+    if settings["noise_probs"] is not None and settings["noise"] != "feature_dependent":
+        raise ValueError(
+            f"--noise_probs: is for --noise feature_dependent, received with --noise "
+            f"{settings['noise']}"
+        )
+
+
+def load_splits(settings, recipe):
+    """Loads the data set, corrupts its labels, draws meta and test set, removes labels."""
+    source = data.LOADERS[settings["dataset"]](settings["data_dir"])
+    labels = data.corruption.corrupt(
+        source,
+        settings["noise"],
+        settings["noise_ratio"],
+        settings["seed"],
+        data_dir=settings["data_dir"],
+        probabilities_file=settings["noise_probs"],
+        build_teacher=recipe.build_classifier,
+    )
+    return data.source.make_splits(
+        source,
+        labels,
+        meta_size=settings["meta_size"],
+        unlabeled_size=settings["unlabeled_size"],
+        seed=settings["seed"],
+    )
+
+
+def build_model(settings, recipe):
+    """The recipe's model, compiled; the same for the same seed."""
+    keras.utils.set_random_seed(settings["seed"])
+    keras.config.set_dtype_policy("mixed_bfloat16" if settings["mixed_precision"] else "float32")
+    trains_phase_2 = settings["method"] == "metalabelnet"
+    model = MetaLabelNet(
+        recipe.build_classifier(),
+        recipe.warmup_epochs if trains_phase_2 else recipe.epochs,
+        augmentation=recipe.build_augmentation(),
+        inner_learning_rate=recipe.inner_learning_rate,
+        seed=settings["seed"],
+    )
+    model.compile(
+        keras.optimizers.SGD(recipe.learning_rate, momentum=0.9),
+        keras.optimizers.Adam(recipe.meta_learning_rate, epsilon=1e-8),
+        jit_compile=settings["jit_compile"],
+        steps_per_execution=settings["steps_per_execution"],
+    )
+    return model
+
+
+def run(settings, recipe, splits):
+    """Trains one run and writes its files; a finished run is only read. Returns its result."""
+    directory = settings["output_dir"]
+    result = outputs.claim(directory, settings, settings["resume"])
+    if result is not None:
+        print(f"{directory}: this run is finished already")
+        return result
+    model = build_model(settings, recipe)
+    state, weights = outputs.load_checkpoint(directory)
+    if state is not None:
+        model.load_weights(weights)
+    trains_phase_2 = settings["method"] == "metalabelnet"
+    meta, test = (splits.meta_images, splits.meta_labels), (splits.test_images, splits.test_labels)
+    on_terminal = sys.stdout.isatty()
+    recorder = RunRecorder(directory, settings, test, EVALUATION_BATCH, state, not on_terminal)
+    model.fit(
+        (splits.train_images, splits.given_labels),
+        meta_data=meta if trains_phase_2 else None,
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        initial_epoch=state["epoch"] if state else 0,
+        validation_data=meta,
+        validation_batch_size=EVALUATION_BATCH,
+        callbacks=[keras.callbacks.LearningRateScheduler(recipe.learning_rate_at), recorder],
+        verbose=1 if on_terminal else 0,
+    )
+    names = ("dataset", "noise", "noise_ratio", "method", "seed", "epochs")
+    result = {name: settings[name] for name in names} | {
+        "noise_ratio_actual": splits.noise_ratio,
+        "warmup_epochs": recipe.warmup_epochs if trains_phase_2 else None,
+    }
+    result |= outputs.summarize(recorder.rows, result["warmup_epochs"])
+    if trains_phase_2:
+        soft_labels = model.soft_labels(splits.train_images)
+        outputs.write_soft_labels(directory, splits.given_labels, soft_labels)
+    model.load_weights(outputs.best_weights(directory, result["best_epoch"]))
+    outputs.write_model(directory, model)
+    title = "{dataset}, {noise} noise {noise_ratio:g}, seed {seed}".format(**settings)
+    curves = os.path.join(directory, "curves.png")
+    outputs.plot_curves(curves, [(result, outputs.read_history(directory))], title)
+    result |= {
+        "seconds": round(recorder.seconds, 1), "flags": settings, "versions": outputs.versions()
+    }  # fmt: skip
+    outputs.write_json(os.path.join(directory, "result.json"), result)
+    return result
+
+
+def main(argv):
+    """Runs the command line; returns its exit status."""
+    try:
+        settings, recipe = parse_settings(argv)
+        is_demonstration = not any(a.startswith(("--dataset", "--method", "--help")) for a in argv)
+        splits = load_splits(settings, recipe)
+        result = run(settings, recipe, splits)
+    except ValueError as error:
+        print(f"mln_keras.py: {error}", file=sys.stderr)
+        return 2
+    print(outputs.table([result]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

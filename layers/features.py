@@ -66,7 +66,7 @@ def penultimate_output(classifier):
         )
     if _is_graph(layer):
         features = penultimate_output(layer)(features)
-    return keras.Model(classifier.inputs, features, name="feature_extractor")
+    return keras.Model(classifier.inputs[0], features, name="feature_extractor")
 
 
 def last_dense(classifier):
@@ -89,7 +89,7 @@ def set_max_pooling_float32(classifier):
         is_pooling = isinstance(
             layer, (keras.layers.MaxPooling1D, keras.layers.MaxPooling2D, keras.layers.MaxPooling3D)
         )
-        if is_pooling and layer.compute_dtype != "float32":
+        if is_pooling and layer.compute_dtype in ("bfloat16", "float16"):
             layer.dtype_policy = "float32"
 
 
@@ -163,7 +163,7 @@ def find_features(classifier, name, image_shape):
             )
         extractor = penultimate_output(classifier)
     elif _is_graph(classifier) and name in {layer.name for layer in classifier.layers}:
-        extractor = keras.Model(classifier.inputs, classifier.get_layer(name).output)
+        extractor = keras.Model(classifier.inputs[0], classifier.get_layer(name).output)
     elif callable(getattr(classifier, str(name), None)):
         extractor = getattr(classifier, name)
     else:

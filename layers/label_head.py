@@ -36,7 +36,7 @@ class LabelHead(keras.layers.Dense):
     """
 
     def __init__(self, num_classes, num_features, **kwargs):
-        kwargs.setdefault("dtype", "float32")
+        kwargs.setdefault("dtype", keras.config.floatx())
         super().__init__(num_classes, **linear_initializers(num_features), **kwargs)
         self.num_features = num_features
         self.build((None, num_features))

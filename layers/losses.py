@@ -19,7 +19,7 @@ def cross_entropy(labels, logits):
         float32 (N,), in nats.
     """
     return keras.losses.sparse_categorical_crossentropy(
-        labels, ops.cast(logits, "float32"), from_logits=True
+        labels, ops.cast(logits, keras.config.floatx()), from_logits=True
     )
 
 
@@ -33,8 +33,8 @@ def kl_divergence(logits, soft_label_logits):
     Returns:
         float32 (N,), in nats, summed over the classes.
     """
-    log_prediction = ops.log_softmax(ops.cast(logits, "float32"))
-    log_soft_label = ops.log_softmax(ops.cast(soft_label_logits, "float32"))
+    log_prediction = ops.log_softmax(ops.cast(logits, keras.config.floatx()))
+    log_soft_label = ops.log_softmax(ops.cast(soft_label_logits, keras.config.floatx()))
     return ops.sum(ops.exp(log_prediction) * (log_prediction - log_soft_label), axis=-1)
 
 
@@ -47,5 +47,5 @@ def entropy(logits):
     Returns:
         float32 (N,), in nats, summed over the classes.
     """
-    log_prediction = ops.log_softmax(ops.cast(logits, "float32"))
+    log_prediction = ops.log_softmax(ops.cast(logits, keras.config.floatx()))
     return -ops.sum(ops.exp(log_prediction) * log_prediction, axis=-1)

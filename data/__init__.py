@@ -1,0 +1,9 @@
+"""Where samples come from: noise models, the splits, and one loader a data set.
+
+`noise` corrupts labels, `source` holds a data set and splits it, `digits` and `cifar10` load one,
+`teacher` gives the class probabilities that feature-dependent noise is drawn from.
+"""
+
+from data import cifar10, digits
+
+LOADERS = {"digits": digits.load, "cifar10": cifar10.load}

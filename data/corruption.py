@@ -1,0 +1,53 @@
+"""From the name of a noise to noisy labels."""
+
+import os
+
+from data import cifar10, noise, teacher
+
+# CIFAR-10N's label sets by the share of wrong labels that their authors give.
+HUMAN_LABELS = {0.09: "aggre_label", 0.17: "random_label1", 0.4: "worse_label"}
+
+
+def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None, build_teacher):
+    """The training labels of a data set, corrupted.
+
+    Args:
+        source: the `Source`.
+        name: "none", "uniform", "class_dependent", "feature_dependent" or "human".
+        ratio: share of wrong labels; for "human" it says which of CIFAR-10N's label sets.
+        seed: non-negative integer.
+        data_dir: TensorFlow Datasets directory, for "human".
+        probabilities_file: .npy for "feature_dependent"; None trains a teacher, whose
+            probabilities are cached under $KERAS_HOME (~/.keras).
+        build_teacher: function without arguments that returns a classifier for that teacher.
+
+    Returns:
+        int32 (N,).
+
+    Raises:
+        ValueError: one line, where the noise does not fit the data set or a file cannot be used.
+    """
+    labels, num_classes = source.train_labels, source.num_classes
+    if name == "none":
+        return labels.copy()
+    if name == "uniform":
+        return noise.uniform(labels, ratio, num_classes, seed)
+    if name == "class_dependent":
+        transition = noise.transition_matrix(source.flips, ratio, num_classes)
+        return noise.class_dependent(labels, transition, seed)
+    if name == "feature_dependent":
+        if probabilities_file is not None:
+            probabilities = teacher.load_probabilities(probabilities_file, source)
+        else:
+            home = os.environ.get("KERAS_HOME", os.path.join(os.path.expanduser("~"), ".keras"))
+            cache = os.path.join(home, "mln_keras_teachers")
+            probabilities = teacher.teacher_probabilities(source, build_teacher, cache, seed)
+        return noise.feature_dependent(labels, ratio, probabilities, seed)
+    if source.name != "cifar10":
+        raise ValueError(f"noise: human labels exist for cifar10 only, received {source.name}")
+    if ratio not in HUMAN_LABELS:
+        raise ValueError(
+            f"noise_ratio: human labels exist for {', '.join(map(str, HUMAN_LABELS))}, "
+            f"received {ratio}"
+        )
+    return cifar10.human_labels(data_dir, HUMAN_LABELS[ratio])

@@ -1,0 +1,172 @@
+"""Label noise as pure functions of their arguments: clean labels in, noisy labels out.
+
+Every count is exact, not drawn: a share r of n samples means int(n * r) of them. Which samples are
+hit is drawn from `numpy.random.default_rng(seed)`. Section IV-A, and PAPER_NOTES.md for the counts.
+"""
+
+import numpy as np
+
+from data import checks
+
+# int(100 * 0.29) is 28 in floating point; no meant fraction is this close below an integer.
+_ROUNDING = 1e-6
+
+
+def uniform(labels, ratio, num_classes, seed):
+    """Flips labels to any other class, each ordered pair of classes equally (Section IV-A).
+
+    Args:
+        labels: clean labels, integers (N,) in [0, num_classes).
+        ratio: share of labels to flip, in [0, 1].
+        num_classes: C, at least 2.
+        seed: non-negative integer.
+
+    Returns:
+        int32 (N,). Of the n_i samples of class i exactly int(n_i * ratio / (C - 1)) get label j,
+        for each j != i; so up to C - 1 flips a class are rounded off.
+
+    Raises:
+        ValueError: where an argument is outside what is said above.
+    """
+    _check_ratio(ratio)
+    checks.at_least("num_classes", num_classes, 2)
+    transition = np.full((num_classes, num_classes), ratio / (num_classes - 1))
+    np.fill_diagonal(transition, 1 - ratio)
+    return class_dependent(labels, transition, seed)
+
+
+def transition_matrix(flips, ratio, num_classes):
+    """Returns the float64 (C, C) transition matrix of a class map, for `class_dependent`.
+
+    Args:
+        flips: dict of class -> the other class that a share `ratio` of it turns into. A class that
+            is not in it stays clean. `{i: (i + 1) % C for i in range(C)}` is pair-flip noise.
+        ratio: share of the labels of each mapped class to flip, in [0, 1].
+        num_classes: C.
+
+    Raises:
+        ValueError: where the ratio is outside [0, 1], or a class outside [0, C) or its own image.
+    """
+    _check_ratio(ratio)
+    transition = np.eye(num_classes)
+    for source, target in flips.items():
+        if source == target or not {source, target} <= set(range(num_classes)):
+            raise ValueError(
+                f"flips: expected a class to turn into another one in [0, {num_classes}), "
+                f"received {source} -> {target}"
+            )
+        transition[source, source] = 1 - ratio
+        transition[source, target] = ratio
+    return transition
+
+
+def class_dependent(labels, transition, seed):
+    """Flips labels by a class transition matrix.
+
+    Args:
+        labels: clean labels, integers (N,) in [0, C).
+        transition: floats (C, C), T[i, j] the share of class i that gets label j; rows sum to 1.
+        seed: non-negative integer.
+
+    Returns:
+        int32 (N,). Of the n_i samples of class i exactly int(n_i * T[i, j]) get label j != i.
+
+    Raises:
+        ValueError: where the labels or the matrix are outside what is said above.
+    """
+    transition = np.asarray(transition, np.float64)
+    if transition.ndim != 2 or transition.shape[0] != transition.shape[1]:
+        raise ValueError(f"transition: expected shape (C, C), received {transition.shape}")
+    if not (transition >= 0).all():
+        raise ValueError("transition: expected no entry below 0, received one, or NaN")
+    if not np.allclose(transition.sum(axis=1), 1, rtol=0, atol=1e-6):
+        worst = np.abs(transition.sum(axis=1) - 1).argmax()
+        raise ValueError(
+            f"transition: expected rows that sum to 1, received {transition[worst].sum():.6g} in "
+            f"row {worst}"
+        )
+    num_classes = len(transition)
+    labels = checks.labels("labels", labels, np.size(labels), num_classes)
+
+    rng = np.random.default_rng(seed)
+    noisy = labels.copy()
+    for source in range(num_classes):
+        members = rng.permutation(np.flatnonzero(labels == source))
+        counts = (len(members) * transition[source] + _ROUNDING).astype(int)
+        counts[source] = 0
+        noisy[members[: counts.sum()]] = np.repeat(np.arange(num_classes), counts)
+    return noisy
+
+
+def feature_dependent(labels, ratio, probabilities, seed):
+    """Flips the samples nearest to a teacher's decision boundary (Section IV-A, PAPER_NOTES.md).
+
+    First the samples that the teacher gets wrong, to its prediction, most confident first; then the
+    others to the teacher's second class, largest probability of it first. Ties keep sample order.
+
+    Args:
+        labels: clean labels, integers (N,) in [0, C).
+        ratio: share of labels to flip, in [0, 1].
+        probabilities: the teacher's class probabilities, floating (N, C).
+        seed: non-negative integer; matters only where the second class has probability 0: such a
+            sample goes to a random other class.
+
+    Returns:
+        int32 (N,) of which exactly int(N * ratio) differ from `labels`.
+
+    Raises:
+        ValueError: where an argument is outside what is said above.
+    """
+    _check_ratio(ratio)
+    probabilities = np.asarray(probabilities)
+    check_probabilities(probabilities, num_samples=len(labels))
+    num_classes = probabilities.shape[1]
+    labels = checks.labels("labels", labels, np.size(labels), num_classes)
+
+    others = probabilities.copy()
+    others[np.arange(len(labels)), labels] = -1
+    target, target_probability = others.argmax(axis=1), others.max(axis=1)
+    teacher_right = probabilities.argmax(axis=1) == labels
+    count = int(len(labels) * ratio + _ROUNDING)
+    chosen = np.lexsort((-target_probability, teacher_right))[:count]
+
+    shift = np.random.default_rng(seed).integers(1, num_classes, len(labels))
+    target = np.where(target_probability == 0, (labels + shift) % num_classes, target)
+    noisy = labels.copy()
+    noisy[chosen] = target[chosen]
+    return noisy
+
+
+def check_probabilities(probabilities, num_samples, num_classes=None):
+    """Checks class probabilities: a floating array (N, C), finite, not negative, rows summing to 1.
+
+    Args:
+        probabilities: the array to check; rows may be off 1 by 1e-2.
+        num_samples: the N that is expected.
+        num_classes: the C that is expected; None allows any from 2.
+
+    Raises:
+        ValueError: for the first of these that does not hold, in one line.
+    """
+    probabilities = np.asarray(probabilities)
+    if not np.issubdtype(probabilities.dtype, np.floating):
+        raise ValueError(f"probabilities: expected floats, received {probabilities.dtype}")
+    shape = probabilities.shape
+    if len(shape) != 2 or shape != (num_samples, num_classes or max(shape[1], 2)):
+        expected = f"({num_samples}, {num_classes or 'C >= 2'})"
+        raise ValueError(f"probabilities: expected shape {expected}, received {shape}")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities: expected finite numbers, received NaN or infinity")
+    if (probabilities < 0).any():
+        raise ValueError(f"probabilities: expected none below 0, received {probabilities.min()}")
+    sums = probabilities.sum(axis=1, dtype=np.float64)
+    if not np.allclose(sums, 1, rtol=0, atol=1e-2):
+        worst = np.abs(sums - 1).argmax()
+        raise ValueError(
+            f"probabilities: expected rows that sum to 1, received {sums[worst]:.4g} in row {worst}"
+        )
+
+
+def _check_ratio(ratio):
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"noise ratio: expected a number in [0, 1], received {ratio}")

@@ -1,0 +1,123 @@
+"""A data set as arrays, and the train, meta and test sets that an experiment draws from it."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+
+from data import checks
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """A clean data set.
+
+    Attributes:
+        name: short, fit for a file name.
+        train_images: uint8 (N, H, W, channels).
+        train_labels: int32 (N,), clean.
+        held_out_images: uint8 (M, H, W, channels); the test and meta sets are drawn from these.
+        held_out_labels: int32 (M,), clean.
+        test_size: how many of the M samples are the test set.
+        class_names: one a class, in label order.
+        flips: class -> class, the class-dependent noise customary for this data set.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    held_out_images: np.ndarray
+    held_out_labels: np.ndarray
+    test_size: int
+    class_names: tuple[str, ...]
+    flips: dict[int, int]
+
+    @property
+    def num_classes(self):
+        """C, the number of classes."""
+        return len(self.class_names)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Splits:
+    """What one experiment trains, meta-trains and tests on.
+
+    Attributes:
+        train_images: uint8 (N, H, W, channels).
+        given_labels: int32 (N,), noisy; -1 where the sample is unlabeled.
+        clean_labels: int32 (N,); for measuring only.
+        meta_images, meta_labels: uint8 (K, H, W, channels) and int32 (K,), clean.
+        test_images, test_labels: uint8 (T, H, W, channels) and int32 (T,), clean.
+    """
+
+    train_images: np.ndarray
+    given_labels: np.ndarray
+    clean_labels: np.ndarray
+    meta_images: np.ndarray
+    meta_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+    @property
+    def noise_ratio(self):
+        """Share of the labeled training samples whose given label is wrong, in [0, 1]."""
+        labeled = self.given_labels >= 0
+        return float(np.mean(self.given_labels[labeled] != self.clean_labels[labeled]))
+
+
+def make_splits(source, given_labels, *, meta_size, unlabeled_size, seed):
+    """Draws the meta and test sets from the held-out samples, and hides some training labels.
+
+    The held-out samples are shuffled by the seed. The first `source.test_size` are the test set, so
+    it is the same for every meta size; the next `meta_size` are the meta set (Section IV-A).
+
+    Args:
+        source: the `Source`.
+        given_labels: integers (N,) in [0, C), the noisy training labels.
+        meta_size: samples in the meta set, from 1 to what the test set leaves.
+        unlabeled_size: training samples that lose their label for good, from 0 to N - 1 (Section
+            V-E).
+        seed: non-negative integer.
+
+    Returns:
+        `Splits`.
+
+    Raises:
+        ValueError: where an argument is outside what is said above.
+
+    Warns:
+        UserWarning: naming the classes of which the meta set holds no sample.
+    """
+    num_train = len(source.train_labels)
+    largest_meta_size = len(source.held_out_labels) - source.test_size
+    if not 1 <= meta_size <= largest_meta_size:
+        raise ValueError(
+            f"meta size: expected 1 to {largest_meta_size} for {source.name}, received {meta_size}"
+        )
+    if not 0 <= unlabeled_size < num_train:
+        raise ValueError(
+            f"unlabeled size: expected 0 to {num_train - 1} for {source.name}, "
+            f"received {unlabeled_size}"
+        )
+    given_labels = checks.labels("given labels", given_labels, num_train, source.num_classes)
+
+    rng = np.random.default_rng(seed)
+    held_out = rng.permutation(len(source.held_out_labels))
+    test = held_out[: source.test_size]
+    meta = held_out[source.test_size : source.test_size + meta_size]
+    given_labels[rng.permutation(num_train)[:unlabeled_size]] = -1
+
+    meta_labels = source.held_out_labels[meta]
+    counts = np.bincount(meta_labels, minlength=source.num_classes)
+    if not counts.all():
+        names = ", ".join(source.class_names[i] for i in np.flatnonzero(counts == 0))
+        warnings.warn(f"the meta set holds no sample of: {names}", UserWarning, stacklevel=2)
+    return Splits(
+        train_images=source.train_images,
+        given_labels=given_labels,
+        clean_labels=source.train_labels,
+        meta_images=source.held_out_images[meta],
+        meta_labels=meta_labels,
+        test_images=source.held_out_images[test],
+        test_labels=source.held_out_labels[test],
+    )

@@ -1,0 +1,98 @@
+"""Class probabilities of a teacher trained on clean labels, for feature-dependent noise.
+
+Section IV-A: "a pre-trained network is used to map instances to the feature domain".
+"""
+
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from data import checks
+from data.noise import check_probabilities
+
+
+def teacher_probabilities(source, build_classifier, cache_dir, seed=0, epochs=10, temperature=4.0):
+    """Trains a teacher on the clean training labels, once, and returns what it says of each image.
+
+    The result is cached in `cache_dir` under a name made of the data set's name and size, seed,
+    epochs and temperature. The classifier is not part of it: give each classifier its own folder.
+
+    Args:
+        source: the `Source`.
+        build_classifier: called without arguments, returns a Keras model from uint8 images
+            (B, H, W, channels) to logits (B, C).
+        cache_dir: folder for the cache, made where it is missing.
+        seed: Keras' global seed is set to it.
+        epochs: at least 1, with Adam at its defaults and batches of 128.
+        temperature: above 0. The logits are divided by it, so that the probabilities of second
+            classes, by which the noise is ordered, do not underflow to 0.
+
+    Returns:
+        float32 (N, C).
+
+    Raises:
+        ValueError: where `epochs` or `temperature` is outside what is said above, or where the
+            cached file is damaged; the message names it.
+    """
+    checks.at_least("teacher epochs", epochs, 1)
+    checks.positive("teacher temperature", temperature)
+    path = Path(cache_dir) / (
+        f"teacher-{source.name}-{len(source.train_labels)}"
+        f"-seed{seed}-epochs{epochs}-temperature{temperature:g}.npy"
+    )
+    if not path.exists():
+        keras.utils.set_random_seed(seed)
+        classifier = build_classifier()
+        classifier.compile(
+            optimizer=keras.optimizers.Adam(),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        classifier.fit(
+            source.train_images, source.train_labels, batch_size=128, epochs=epochs, verbose=2
+        )
+        logits = classifier.predict(source.train_images, batch_size=512, verbose=0)
+        softened = keras.ops.softmax(logits.astype(np.float32) / temperature)
+        _save_whole(path, keras.ops.convert_to_numpy(softened))
+    return load_probabilities(path, source)
+
+
+def load_probabilities(path, source):
+    """Reads class probabilities for the training samples of a data set from a `.npy` file.
+
+    Args:
+        path: a file written by `numpy.save`: floating (N, C), row i for training sample i.
+        source: the `Source`.
+
+    Returns:
+        float32 (N, C).
+
+    Raises:
+        ValueError: naming the file, where it cannot be read as `.npy`, needs pickle, or does not
+            hold probabilities (`check_probabilities`) of the shape (N, C).
+    """
+    try:
+        with open(path, "rb") as file:
+            probabilities = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a whole .npy file of numbers: {reason}") from error
+    try:
+        check_probabilities(probabilities, len(source.train_labels), source.num_classes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return probabilities.astype(np.float32)
+
+
+def _save_whole(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            np.save(file, array)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

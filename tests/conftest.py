@@ -1,0 +1,40 @@
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import keras
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Every test starts from the same seed, policy and float type."""
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+    keras.backend.clear_session()
+
+
+@pytest.fixture
+def float64():
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+
+
+@pytest.fixture
+def images():
+    """Makes (uint8 images (n, 8, 8, 1), int32 labels) of `num_classes` classes that can be told
+    apart by brightness, with some noise."""
+
+    def make(n, num_classes=4, seed=0):
+        rng = np.random.default_rng(seed)
+        labels = rng.permutation(np.arange(n) % num_classes).astype(np.int32)
+        bright = labels[:, None, None, None] * (200 // num_classes)
+        return (bright + rng.integers(0, 50, (n, 8, 8, 1))).astype(np.uint8), labels
+
+    return make

@@ -1,0 +1,230 @@
+"""Noise models: exact counts, who is hit, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import noise
+
+AUTHORS = Path(__file__).parents[2] / "shared" / "data"
+
+
+def flip_counts(clean, noisy, num_classes):
+    """Returns (C, C) counts of clean label i, noisy label j."""
+    counts = np.zeros((num_classes, num_classes), int)
+    np.add.at(counts, (clean, noisy), 1)
+    return counts
+
+
+def shuffled_labels(class_sizes):
+    return np.random.default_rng(7).permutation(np.repeat(np.arange(len(class_sizes)), class_sizes))
+
+
+def probabilities_for(labels, num_classes):
+    return np.random.default_rng(5).dirichlet(np.ones(num_classes), len(labels))
+
+
+BALANCED, IMBALANCED = shuffled_labels([500] * 10), shuffled_labels([999, 50, 3, 1, 0, 401])
+PAIR_FLIP = noise.transition_matrix({i: (i + 1) % 10 for i in range(10)}, 0.4, 10)
+MODELS = {
+    "uniform": lambda labels, seed: noise.uniform(labels, 0.4, 10, seed),
+    "class_dependent": lambda labels, seed: noise.class_dependent(labels, PAIR_FLIP, seed),
+    "feature_dependent": lambda labels, seed: noise.feature_dependent(
+        labels, 0.4, np.eye(10)[labels], seed
+    ),
+}
+
+
+# Per ordered pair, by hand: floor(n_i * r / (C - 1)).
+@pytest.mark.parametrize(
+    ("ratio", "per_pair"), [(0.0, 0), (0.2, 11), (0.4, 22), (0.54, 30), (0.63, 35), (1.0, 55)]
+)
+def test_uniform_flips_each_ordered_pair_equally(ratio, per_pair):
+    counts = flip_counts(BALANCED, noise.uniform(BALANCED, ratio, 10, seed=3), 10)
+    expected = np.full((10, 10), per_pair)
+    np.fill_diagonal(expected, 500 - 9 * per_pair)
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_uniform_counts_follow_the_size_of_each_class():
+    counts = flip_counts(IMBALANCED, noise.uniform(IMBALANCED, 0.5, 6, seed=3), 6)
+    off_diagonal = counts.sum(axis=1) - np.diag(counts)
+    np.testing.assert_array_equal(off_diagonal, [5 * 99, 5 * 5, 0, 0, 0, 5 * 40])
+    assert {counts[0, j] for j in range(1, 6)} == {99}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "flipped"), [(0.0, 0), (0.29, 29), (0.57, 57), (0.58, 58), (0.999, 99), (1.0, 100)]
+)
+def test_a_whole_count_survives_floating_point(ratio, flipped):
+    labels = np.zeros(100, int)
+    noisy = noise.class_dependent(labels, noise.transition_matrix({0: 2}, ratio, 3), seed=0)
+    np.testing.assert_array_equal(np.bincount(noisy, minlength=3), [100 - flipped, 0, flipped])
+    noisy = noise.uniform(labels, ratio, 2, seed=0)
+    assert np.count_nonzero(noisy) == flipped
+    noisy = noise.feature_dependent(labels, ratio, np.full((100, 2), 0.5), seed=0)
+    assert np.count_nonzero(noisy) == flipped
+
+
+def test_class_dependent_follows_the_matrix():
+    transition = np.array([[0.5, 0.3, 0.2], [0.0, 1.0, 0.0], [0.999, 0.0, 0.001]])
+    labels = shuffled_labels([11, 400, 77])
+    counts = flip_counts(labels, noise.class_dependent(labels, transition, seed=1), 3)
+    np.testing.assert_array_equal(counts, [[6, 3, 2], [0, 400, 0], [76, 0, 1]])
+
+
+def test_transition_matrix_of_a_class_map_leaves_other_classes_clean():
+    np.testing.assert_allclose(
+        noise.transition_matrix({0: 2, 2: 1}, 0.25, 3),
+        [[0.75, 0, 0.25], [0, 1, 0], [0, 0.25, 0.75]],
+    )
+
+
+def test_class_dependent_hits_samples_without_regard_to_their_position():
+    labels = np.zeros(10_000, int)
+    noisy = noise.class_dependent(labels, noise.transition_matrix({0: 1}, 0.4, 2), seed=0)
+    # 4000 of 10000 without replacement: the first half holds 2000 +- 24.5 of them.
+    assert abs(np.count_nonzero(noisy[:5000]) - 2000) < 6 * 24.5
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_models_are_pure_functions_of_their_arguments(model):
+    labels = BALANCED.astype(np.uint8)
+    before = labels.copy()
+    np.random.seed(0)
+    first = MODELS[model](labels, 11)
+    np.random.seed(1)
+    np.testing.assert_array_equal(MODELS[model](labels, 11), first)
+    np.testing.assert_array_equal(labels, before)
+    assert first.dtype == np.int32 and not np.shares_memory(first, labels)
+    assert (MODELS[model](labels, 12) != first).any()
+    assert (first != labels).any()
+
+
+# Labels are 0 0 1 1 2 2 0; the teacher is wrong about samples 1 (says 2), 3 (0) and 4 (1).
+HAND_LABELS = np.array([0, 0, 1, 1, 2, 2, 0])
+HAND_PROBABILITIES = np.array(
+    [
+        [0.60, 0.10, 0.30],  # right, second class 2 at .30
+        [0.20, 0.25, 0.55],  # wrong at .55
+        [0.45, 0.50, 0.05],  # right, second class 0 at .45
+        [0.90, 0.05, 0.05],  # wrong at .90
+        [0.10, 0.70, 0.20],  # wrong at .70
+        [0.05, 0.15, 0.80],  # right, second class 1 at .15
+        [0.60, 0.30, 0.10],  # right, second class 1 at .30, a tie with sample 0
+    ]
+)
+HAND_ORDER = [(3, 0), (4, 1), (1, 2), (2, 0), (0, 2), (6, 1), (5, 1)]
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_feature_dependent_flips_in_the_order_worked_out_by_hand(count):
+    before = HAND_PROBABILITIES.copy()
+    expected = HAND_LABELS.copy()
+    for sample, target in HAND_ORDER[:count]:
+        expected[sample] = target
+    noisy = noise.feature_dependent(HAND_LABELS, count / 7, HAND_PROBABILITIES, seed=0)
+    np.testing.assert_array_equal(noisy, expected)
+    np.testing.assert_array_equal(HAND_PROBABILITIES, before)
+
+
+def test_feature_dependent_keeps_sample_order_in_ties():
+    labels = np.zeros(1000, int)
+    probabilities = np.tile([0.6, 0.3, 0.1], (1000, 1))
+    noisy = noise.feature_dependent(labels, 0.4, probabilities, seed=0)
+    np.testing.assert_array_equal(noisy, np.repeat([1, 0], [400, 600]))
+
+
+def test_feature_dependent_sends_a_zero_second_probability_to_a_random_other_class():
+    labels = np.repeat([1, 3], 2000)
+    certain = np.eye(5)[labels]
+    certain[7] = [0.4, 0.6, 0, 0, 0]
+    noisy = noise.feature_dependent(labels, 1.0, certain, seed=0)
+    assert noisy[7] == 0
+    counts = flip_counts(labels, noisy, 5)
+    assert counts[1, 1] == counts[3, 3] == 0
+    others = np.concatenate([counts[1, [0, 2, 3, 4]], counts[3, [0, 1, 2, 4]]])
+    assert (abs(others - 500) < 6 * np.sqrt(2000 * 0.25 * 0.75)).all()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.2, 0.55, 1.0])
+def test_feature_dependent_count_is_exact_on_imbalanced_labels(ratio):
+    probabilities = probabilities_for(IMBALANCED, 6).astype(np.float32)
+    noisy = noise.feature_dependent(IMBALANCED, ratio, probabilities, seed=0)
+    assert np.count_nonzero(noisy != IMBALANCED) == int(1454 * ratio)
+
+
+@pytest.mark.skipif(not AUTHORS.exists(), reason=f"the authors' probabilities are not at {AUTHORS}")
+@pytest.mark.parametrize(
+    ("ratio", "flipped"), [(0.2, 10000), (0.4, 20000), (0.6, 30000), (0.8, 40000)]
+)
+def test_the_authors_probabilities_give_exact_feature_dependent_noise(ratio, flipped):
+    probabilities = np.load(AUTHORS / "cifar10_student_probs.npy")
+    with np.load(AUTHORS / "cifar10n_labels.npz") as labels:
+        clean = labels["clean_label"]
+    noisy = noise.feature_dependent(clean, ratio, probabilities, seed=0)
+    assert np.count_nonzero(noisy != clean) == flipped
+    # Their teacher is 89.4 % right, so from 20 % on every sample that it gets wrong is flipped.
+    predicted = probabilities.argmax(axis=1)
+    wrong = predicted != clean
+    np.testing.assert_array_equal(noisy[wrong], predicted[wrong])
+
+
+LABELS = np.array([0, 1, 2])
+UNSURE = np.full((3, 3), 1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: noise.uniform(LABELS, 1.01, 3, 0), r"noise ratio: .*\[0, 1\].* 1.01"),
+        (lambda: noise.uniform(LABELS, np.nan, 3, 0), r"noise ratio: .*\[0, 1\].* nan"),
+        (lambda: noise.uniform(LABELS, 0.2, 2, 0), r"labels: .*\[0, 2\).* 2"),
+        (lambda: noise.uniform(-LABELS, 0.2, 3, 0), r"labels: .*\[0, 3\).* -1"),
+        (lambda: noise.uniform(LABELS / 1, 0.2, 3, 0), "labels: .*float64"),
+        (lambda: noise.uniform(LABELS[:, None], 0.2, 3, 0), r"labels: .*\(3, 1\)"),
+        (lambda: noise.uniform(LABELS * 0, 0.2, 1, 0), "num_classes: expected at least 2"),
+        (lambda: noise.transition_matrix({0: 1}, -0.1, 3), r"noise ratio: .*-0.1"),
+        (lambda: noise.transition_matrix({0: 3}, 0.1, 3), r"flips: .*\[0, 3\).* 0 -> 3"),
+        (lambda: noise.transition_matrix({1: 1}, 0.1, 3), r"flips: .* 1 -> 1"),
+        (lambda: noise.class_dependent(LABELS, np.eye(3)[:2], 0), r"transition: .*\(2, 3\)"),
+        (lambda: noise.class_dependent(LABELS, np.eye(2), 0), r"labels: .*\[0, 2\)"),
+        (
+            lambda: noise.class_dependent(LABELS, np.eye(3) + np.diag([0, 0, 0.01]), 0),
+            "transition: .*sum to 1.* 1.01 in row 2",
+        ),
+        (
+            lambda: noise.class_dependent(LABELS, [[2, -1, 0], [0, 1, 0], [0, 0, 1]], 0),
+            "transition: .*below 0",
+        ),
+        (lambda: noise.feature_dependent(LABELS, -0.5, UNSURE, 0), "noise ratio: .*-0.5"),
+        (lambda: noise.feature_dependent(LABELS + 1, 0.5, UNSURE, 0), r"labels: .*\[0, 3\).* 3"),
+        (
+            lambda: noise.feature_dependent(LABELS, 0.5, UNSURE[:2], 0),
+            r"probabilities: expected shape \(3, C >= 2\), received \(2, 3\)",
+        ),
+        (
+            lambda: noise.feature_dependent(LABELS, 0.5, np.ones((3, 1)), 0),
+            r"probabilities: .*shape",
+        ),
+        (lambda: noise.feature_dependent(LABELS, 0.5, np.eye(3, dtype=int), 0), "floats.* int64"),
+        (lambda: noise.feature_dependent(LABELS, 0.5, UNSURE * np.inf, 0), "finite"),
+        (
+            lambda: noise.feature_dependent(LABELS, 0.5, UNSURE + [0.5, -0.5, 0], 0),
+            "probabilities: expected none below 0",
+        ),
+        (
+            lambda: noise.feature_dependent(LABELS, 0.5, UNSURE * [[1], [1.02], [1]], 0),
+            "probabilities: .*sum to 1.* 1.02 in row 1",
+        ),
+    ],
+)
+def test_bad_arguments_get_one_line(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_rows_that_are_off_by_rounding_are_probabilities():
+    noise.check_probabilities((UNSURE * 1.009).astype(np.float16), 3, 3)
