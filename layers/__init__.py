@@ -11,10 +11,13 @@ from layers.features import (
 )
 from layers.label_head import LabelHead
 from layers.losses import cross_entropy, entropy, kl_divergence
+from layers.pooling import WindowMaxPooling2D
+
 
 __all__ = [
     "LabelHead",
     "RandomFlipCrop",
+    "WindowMaxPooling2D",
     "cnn8",
     "cross_entropy",
     "digits_cnn",

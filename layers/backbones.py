@@ -4,6 +4,7 @@ import keras
 from keras import layers
 
 from layers.label_head import linear_initializers
+from layers.pooling import WindowMaxPooling2D
 
 
 def _normalize():
@@ -34,7 +35,7 @@ def _convolutional_network(input_shape, blocks, hidden_units, num_classes, name)
     for filters in blocks:
         x = _convolution(x, filters)
         x = _convolution(x, filters)
-        x = layers.MaxPooling2D(2)(x)
+        x = WindowMaxPooling2D()(x)
     x = layers.Flatten()(x)
     x = _batch_norm_relu(_fully_connected(x, hidden_units))
     return keras.Model(images, _fully_connected(x, num_classes), name=name)

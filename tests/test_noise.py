@@ -107,7 +107,7 @@ HAND_LABELS = np.array([0, 0, 1, 1, 2, 2, 0])
 HAND_PROBABILITIES = np.array(
     [
         [0.60, 0.10, 0.30],  # right, second class 2 at .30
-        [0.20, 0.25, 0.55],  # wrong at .55
+        [0.35, 0.25, 0.40],  # wrong at .40, less than sample 2's second class
         [0.45, 0.50, 0.05],  # right, second class 0 at .45
         [0.90, 0.05, 0.05],  # wrong at .90
         [0.10, 0.70, 0.20],  # wrong at .70
