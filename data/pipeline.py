@@ -1,4 +1,4 @@
-"""Batches of images and labels as `tf.data.Dataset`s whose order is a function of seed and epoch."""
+"""Batches as `tf.data.Dataset`s whose order is a function of seed and epoch."""
 
 import numpy as np
 import tensorflow as tf
@@ -34,23 +34,19 @@ def batches(images, labels, batch_size, *, seed=None, epoch=None):
     with tf.device("CPU"):
         images, labels = tf.convert_to_tensor(images), tf.cast(labels, tf.int32)
 
-    def indices(epoch_number):
+    def indices(_):
         order = tf.range(count)
         if seed is not None:
-            order = tf.random.experimental.stateless_shuffle(order, seed=(seed, epoch_number))
+            number = tf.numpy_function(lambda: np.int32(epoch()), [], tf.int32)
+            order = tf.random.experimental.stateless_shuffle(order, seed=(seed, number))
         order = tf.reshape(order[: steps * batch_size], (steps, batch_size))
         return tf.data.Dataset.from_tensor_slices(order)
 
     def gather(index):
         return tf.gather(images, index), tf.gather(labels, index)
 
-    if seed is None:
-        passes = tf.data.Dataset.from_tensors(tf.constant(0))
-    else:
-        passes = tf.data.Dataset.from_generator(
-            lambda: iter([epoch()]), output_signature=tf.TensorSpec((), tf.int32)
-        )
-    dataset = passes.flat_map(indices).apply(tf.data.experimental.assert_cardinality(steps))
+    dataset = tf.data.Dataset.from_tensors(0).flat_map(indices)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
     return dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
