@@ -69,18 +69,16 @@ class RunRecorder(keras.callbacks.Callback):
     Args:
         directory: the run's.
         flags: dict, saved with the checkpoint.
-        test_data: (images, labels).
-        batch_size: of the evaluation.
+        test_data: tf.data.Dataset of (images, labels) batches.
         state: a checkpoint's, to continue from; None for a new run.
         print_lines: whether to print one line an epoch.
     """
 
-    def __init__(self, directory, flags, test_data, batch_size, state=None, print_lines=True):
+    def __init__(self, directory, flags, test_data, state=None, print_lines=True):
         super().__init__()
         self.directory = directory
         self.flags = flags
         self.test_data = test_data
-        self.batch_size = batch_size
         self.print_lines = print_lines
         self.rows = state["rows"] if state else []
         self.best_epoch = state["best_epoch"] if state else None
@@ -88,9 +86,7 @@ class RunRecorder(keras.callbacks.Callback):
         self._since = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
-        test = self.model.evaluate(
-            *self.test_data, batch_size=self.batch_size, verbose=0, return_dict=True
-        )
+        test = self.model.evaluate(self.test_data, verbose=0, return_dict=True)
         row = {
             "epoch": epoch + 1,
             "phase": int(self.model.phase.numpy()),

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 import keras
@@ -509,8 +510,8 @@ RECIPES = {
         noise="class_dependent",
         noise_ratio=0.4,
         meta_size=300,
-        epochs=40,
-        warmup_epochs=12,
+        epochs=25,
+        warmup_epochs=8,
         batch_size=64,
         learning_rate=1e-2,
         learning_rate_drops=(),
@@ -548,7 +549,7 @@ def define_flags():
         getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=f)
 
     define("string", "dataset", None, f"One of {', '.join(RECIPES)}. Left out, together with "
-           "--method: a demonstration of both methods on digits.")
+           "--method: both methods on digits, a demonstration.")
     define("string", "data_dir", None, "TensorFlow Datasets directory. Default: TFDS' own.")
     define("string", "noise", None, f"One of {', '.join(NOISES)}. {recipe}")
     define("float", "noise_ratio", None, f"Share of wrong labels, 0 to 1. {recipe}")
@@ -569,6 +570,7 @@ def define_flags():
     define("bool", "mixed_precision", False, "Compute in bfloat16, keep weights in float32.")
     define("bool", "jit_compile", None, "Compile the step with XLA. Default: where there is a GPU.")
     define("integer", "steps_per_execution", None, "Steps a call. Default: 20 on a GPU, else 1.")
+    define("bool", "help", False, "Show this help.")
     return f
 
 
@@ -576,7 +578,8 @@ def parse_settings(argv):
     """The flags with the recipe's values filled in, and the recipe with the flags' values.
 
     Returns:
-        (dict of every flag; Recipe).
+        (dict of every flag, where the demonstration has no method; Recipe). (None, None) where
+        only the help was asked for.
 
     Raises:
         ValueError: for flags that are unknown, out of range or contradict each other.
@@ -588,15 +591,19 @@ def parse_settings(argv):
         raise ValueError(" ".join(str(error).split())) from None
     if rest[1:]:
         raise ValueError(f"expected flags only, received {rest[1]!r}")
+    if f.help:
+        print(f"{__doc__}\n{f.get_help()}")
+        return None, None
     given = f.flag_values_dict()
+    del given["help"]
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    defaults = {
-        "dataset": "digits", "method": "metalabelnet", "jit_compile": on_gpu,
-        "steps_per_execution": 20 if on_gpu else 1,
-    }  # fmt: skip
+    defaults = {"jit_compile": on_gpu, "steps_per_execution": 20 if on_gpu else 1}
+    if given["dataset"] is not None:
+        defaults["method"] = METHODS[0]
+    defaults["dataset"] = "digits"
     settings = {n: defaults.get(n) if value is None else value for n, value in given.items()}
     checks.one_of("--dataset", settings["dataset"], RECIPES)
-    checks.one_of("--method", settings["method"], METHODS)
+    checks.one_of("--method", settings["method"], (*METHODS, *([] if given["method"] else [None])))
     recipe = RECIPES[settings["dataset"]]
     replaced = {
         field.name: settings[field.name]
@@ -605,14 +612,15 @@ def parse_settings(argv):
     }
     recipe = dataclasses.replace(recipe, **replaced)
     settings |= {n: getattr(recipe, n) for n in settings if hasattr(recipe, n)}
-    _check_settings(settings, given)
+    _check_settings(settings)
     if settings["output_dir"] is None:
-        parts = "{dataset}-{noise}-{noise_ratio:g}-{method}-seed{seed}"
-        settings["output_dir"] = os.path.join("runs", parts.format(**settings))
+        parts = ("dataset", "noise", "noise_ratio", "method")
+        name = "-".join(str(settings[part]) for part in parts if settings[part] is not None)
+        settings["output_dir"] = os.path.join("runs", f"{name}-seed{settings['seed']}")
     return settings, recipe
 
 
-def _check_settings(settings, given):
+def _check_settings(settings):
     checks.one_of("--noise", settings["noise"], NOISES)
     if not 0 <= settings["noise_ratio"] <= 1:
         raise ValueError(f"--noise_ratio: expected 0 to 1, received {settings['noise_ratio']}")
@@ -622,7 +630,7 @@ def _check_settings(settings, given):
         checks.at_least(f"--{name}", settings[name], 0)
     for name in ("learning_rate", "meta_learning_rate", "inner_learning_rate"):
         checks.positive(f"--{name}", settings[name])
-    if settings["method"] == "metalabelnet" and settings["warmup_epochs"] >= settings["epochs"]:
+    if settings["method"] != "cross_entropy" and settings["warmup_epochs"] >= settings["epochs"]:
         raise ValueError(
             f"--warmup_epochs: expected fewer than --epochs={settings['epochs']}, received "
             f"{settings['warmup_epochs']}, so phase 2 would never begin"
@@ -661,8 +669,9 @@ def load_splits(settings, recipe):
 
 
 def build_model(settings, recipe):
-    """The recipe's model, compiled; the same for the same seed."""
+    """The recipe's model, compiled; from here on all is a function of the seed."""
     keras.utils.set_random_seed(settings["seed"])
+    tf.config.experimental.enable_op_determinism()
     keras.config.set_dtype_policy("mixed_bfloat16" if settings["mixed_precision"] else "float32")
     trains_phase_2 = settings["method"] == "metalabelnet"
     model = MetaLabelNet(
@@ -682,63 +691,87 @@ def build_model(settings, recipe):
 
 
 def run(settings, recipe, splits):
-    """Trains one run and writes its files; a finished run is only read. Returns its result."""
+    """Trains one run, writes its files and returns its result, the content of result.json."""
     directory = settings["output_dir"]
-    result = outputs.claim(directory, settings, settings["resume"])
-    if result is not None:
-        print(f"{directory}: this run is finished already")
-        return result
+    trains_phase_2 = settings["method"] == "metalabelnet"
     model = build_model(settings, recipe)
     state, weights = outputs.load_checkpoint(directory)
     if state is not None:
         model.load_weights(weights)
-    trains_phase_2 = settings["method"] == "metalabelnet"
-    meta, test = (splits.meta_images, splits.meta_labels), (splits.test_images, splits.test_labels)
+    meta, test = (
+        tf.data.Dataset.from_tensor_slices(arrays).batch(EVALUATION_BATCH)
+        for arrays in (
+            (splits.meta_images, splits.meta_labels),
+            (splits.test_images, splits.test_labels),
+        )
+    )
     on_terminal = sys.stdout.isatty()
-    recorder = RunRecorder(directory, settings, test, EVALUATION_BATCH, state, not on_terminal)
+    recorder = RunRecorder(directory, settings, test, state, print_lines=not on_terminal)
     model.fit(
         (splits.train_images, splits.given_labels),
-        meta_data=meta if trains_phase_2 else None,
+        meta_data=(splits.meta_images, splits.meta_labels) if trains_phase_2 else None,
         batch_size=recipe.batch_size,
         epochs=recipe.epochs,
         initial_epoch=state["epoch"] if state else 0,
         validation_data=meta,
-        validation_batch_size=EVALUATION_BATCH,
         callbacks=[keras.callbacks.LearningRateScheduler(recipe.learning_rate_at), recorder],
         verbose=1 if on_terminal else 0,
     )
-    names = ("dataset", "noise", "noise_ratio", "method", "seed", "epochs")
-    result = {name: settings[name] for name in names} | {
-        "noise_ratio_actual": splits.noise_ratio,
-        "warmup_epochs": recipe.warmup_epochs if trains_phase_2 else None,
-    }
-    result |= outputs.summarize(recorder.rows, result["warmup_epochs"])
     if trains_phase_2:
         soft_labels = model.soft_labels(splits.train_images)
         outputs.write_soft_labels(directory, splits.given_labels, soft_labels)
-    model.load_weights(outputs.best_weights(directory, result["best_epoch"]))
-    outputs.write_model(directory, model)
-    title = "{dataset}, {noise} noise {noise_ratio:g}, seed {seed}".format(**settings)
-    curves = os.path.join(directory, "curves.png")
-    outputs.plot_curves(curves, [(result, outputs.read_history(directory))], title)
-    result |= {
-        "seconds": round(recorder.seconds, 1), "flags": settings, "versions": outputs.versions()
-    }  # fmt: skip
-    outputs.write_json(os.path.join(directory, "result.json"), result)
-    return result
+    return outputs.write_results(
+        directory,
+        model,
+        settings | {"warmup_epochs": recipe.warmup_epochs if trains_phase_2 else None},
+        recorder.rows,
+        noise_ratio_actual=splits.noise_ratio,
+        seconds=recorder.seconds,
+        flags=settings,
+    )
+
+
+def demonstrate(settings):
+    """Names of the two runs of the demonstration: settings with method and directory of each."""
+    parent = settings["output_dir"]
+    return [settings | {"method": m, "output_dir": os.path.join(parent, m)} for m in METHODS]
 
 
 def main(argv):
-    """Runs the command line; returns its exit status."""
+    """Runs the command line; returns its exit status: 2 for bad input, 1 for a loss that is NaN."""
     try:
         settings, recipe = parse_settings(argv)
-        is_demonstration = not any(a.startswith(("--dataset", "--method", "--help")) for a in argv)
-        splits = load_splits(settings, recipe)
-        result = run(settings, recipe, splits)
+        if settings is None:
+            return 0
+        is_demonstration = settings["method"] is None
+        runs = demonstrate(settings) if is_demonstration else [settings]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            splits = load_splits(settings, recipe)
+        for warning in caught:
+            print(f"mln_keras.py: warning: {warning.message}", file=sys.stderr)
+        finished = [outputs.claim(r["output_dir"], r, r["resume"]) for r in runs]
     except ValueError as error:
         print(f"mln_keras.py: {error}", file=sys.stderr)
         return 2
-    print(outputs.table([result]))
+    results = []
+    for one, result in zip(runs, finished):
+        if result is None:
+            print(f"{one['method']}: {one['output_dir']}", flush=True)
+            try:
+                result = run(one, recipe, splits)
+            except FloatingPointError as error:
+                print(f"mln_keras.py: {error}; {one['output_dir']} keeps the last good checkpoint",
+                      file=sys.stderr)
+                return 1
+        else:
+            print(f"{one['method']}: {one['output_dir']} holds this run, finished")
+        results.append(result)
+    print(f"\n{outputs.table(results)}")
+    if is_demonstration:
+        curves = os.path.join(settings["output_dir"], "curves.png")
+        outputs.plot_curves(curves, [r["output_dir"] for r in runs])
+        print(f"\nThe same by epoch: {curves}")
     return 0
 
 

@@ -206,43 +206,40 @@ def table(results):
     return "\n".join(lines)
 
 
-def read_history(directory):
-    with open(pathlib.Path(directory) / "history.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def plot_curves(path, results_and_rows, title):
+def plot_curves(path, directories):
     """curves.png: accuracy by epoch, the switch to phase 2 marked, as Figure 3 of the paper.
 
     Args:
         path: of the PNG.
-        results_and_rows: list of (result.json's dict, history.csv's rows).
-        title: string.
+        directories: of the finished runs to draw; one run is drawn with its meta accuracy too.
     """
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for result, rows in results_and_rows:
+    for directory in map(pathlib.Path, directories):
+        result = json.loads((directory / "result.json").read_text())
+        with open(directory / "history.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
         epochs = [int(row["epoch"]) for row in rows]
-        percent = {
-            name: [100 * float(row[name]) for row in rows]
-            for name in ("test_accuracy", "meta_accuracy")
-        }
+        test, meta = (
+            [100 * float(row[name]) for row in rows] for name in ("test_accuracy", "meta_accuracy")
+        )
         name = result["method"].replace("_", "-")
-        line = axes.plot(epochs, percent["test_accuracy"], label=f"{name}, test set")[0]
-        if len(results_and_rows) == 1:
-            axes.plot(epochs, percent["meta_accuracy"], linewidth=0.8, label=f"{name}, meta set")
+        line = axes.plot(epochs, test, label=f"{name}, test set")[0]
+        if len(directories) == 1:
+            axes.plot(epochs, meta, linewidth=0.8, label=f"{name}, meta set")
         axes.plot(
             result["best_epoch"], 100 * result["test_accuracy"], "o", color=line.get_color(),
             label=f"{name}, best epoch by meta set: {100 * result['test_accuracy']:.1f} %",
         )  # fmt: skip
         if result["warmup_epochs"]:
-            axes.axvline(result["warmup_epochs"], color="0.5", linestyle=":")
+            axes.axvline(result["warmup_epochs"] + 0.5, color="0.5", linestyle=":")
             axes.annotate(
-                " phase 2", (result["warmup_epochs"], 0.02), xycoords=("data", "axes fraction"),
-                color="0.4",
+                " phase 2", (result["warmup_epochs"] + 0.5, 0.02),
+                xycoords=("data", "axes fraction"), color="0.4",
             )  # fmt: skip
+    title = "{dataset}, {noise} noise, ratio {noise_ratio:g}, seed {seed}".format(**result)
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
@@ -250,9 +247,28 @@ def plot_curves(path, results_and_rows, title):
         figure.savefig(temporary, dpi=150)
 
 
-def write_model(directory, model):
-    """model.keras and saved_model/, both of the model as it is."""
-    with whole(pathlib.Path(directory) / "model.keras") as temporary:
+def write_results(directory, model, settings, rows, **more):
+    """Writes the best epoch's model, result.json and curves.png; leaves that epoch in the model.
+
+    Args:
+        directory: the run's.
+        model: the trained MetaLabelNet.
+        settings: dict with dataset, noise, noise_ratio, method, seed, epochs and warmup_epochs.
+        rows: of history.csv.
+        **more: further entries of result.json.
+
+    Returns:
+        dict, the content of result.json.
+    """
+    directory = pathlib.Path(directory)
+    names = ("dataset", "noise", "noise_ratio", "method", "seed", "epochs", "warmup_epochs")
+    result = {name: settings[name] for name in names} | summarize(rows, settings["warmup_epochs"])
+    result |= more | {"versions": versions()}
+    model.load_weights(best_weights(directory, result["best_epoch"]))
+    with whole(directory / "model.keras") as temporary:
         model.save(temporary)
-    with whole(pathlib.Path(directory) / "saved_model") as temporary:
+    with whole(directory / "saved_model") as temporary:
         model.export(temporary)
+    write_json(directory / "result.json", result)
+    plot_curves(directory / "curves.png", [directory])
+    return result
