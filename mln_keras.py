@@ -160,7 +160,10 @@ class MetaLabelNet(keras.Model):
                 None is the paper's Adam, 1e-2.
             metrics: Keras metrics of (given labels, class probabilities); unlabeled samples have
                 weight 0.
-            jit_compile, run_eagerly, steps_per_execution: as `keras.Model.compile`.
+            jit_compile, run_eagerly: as `keras.Model.compile`.
+            steps_per_execution: at most how many steps run in one call. With `jit_compile`, and
+                where batches have one shape and a divisor of their number allows it, they are one
+                XLA program: the fastest way on a GPU, but a slow one on a CPU.
 
         Raises:
             ValueError: where one optimizer is given twice.
@@ -178,6 +181,7 @@ class MetaLabelNet(keras.Model):
             steps_per_execution=steps_per_execution,
             auto_scale_loss=False,
         )
+        self._steps_a_call = steps_per_execution
         self.meta_optimizer = keras.optimizers.get(
             keras.optimizers.Adam(1e-2, epsilon=1e-8) if meta_optimizer is None else meta_optimizer
         )
@@ -270,18 +274,33 @@ class MetaLabelNet(keras.Model):
         return self.history
 
     def _fit_phase(self, phase, dataset, callbacks, verbose, epochs, **kwargs):
+        self._step = self._warmup_step if phase == 1 else self._phase_2_step
+        self._loop_length = 1
+        if self.jit_compile and "steps_per_epoch" not in kwargs:
+            self._loop_length = pipeline.loop_length(dataset, self._steps_a_call)
+        if self._loop_length > 1:
+            dataset = dataset.batch(self._loop_length, drop_remainder=True)
+        self.steps_per_execution = 1 if self._loop_length > 1 else self._steps_a_call
         steps = kwargs.get("steps_per_epoch") or int(dataset.cardinality())
         callbacks.set_params({
             "verbose": 1 if verbose == "auto" else verbose,
             "epochs": epochs, "steps": steps if steps > 0 else None,
         })
-        self._step = self._warmup_step if phase == 1 else self._phase_2_step
         self.make_train_function(force=True)
         super().fit(dataset, epochs=epochs, callbacks=callbacks, verbose=verbose, shuffle=False,
                     **kwargs)
 
     def train_step(self, batch):
-        return self._step(*batch)
+        """One step, or, on batches with a leading axis of steps, a loop of them in one program."""
+        if self._loop_length == 1:
+            self._step(*batch)
+        else:
+            def step(i):
+                self._step(*tf.nest.map_structure(lambda tensors: tensors[i], batch))
+                return i + 1
+
+            tf.while_loop(lambda i: i < self._loop_length, step, [0])
+        return self._results(phase_2=self._step == self._phase_2_step)
 
     def _warmup_step(self, images, labels):
         """Phase 1: one step on the cross-entropy with the given labels, unlabeled ones left out."""
@@ -295,7 +314,7 @@ class MetaLabelNet(keras.Model):
             )
             objective = loss + self._regularization()
         self._descend(self.optimizer, _gradient(tape, objective, θ), θ)
-        return self._logs(loss, labels, logits)
+        self._measure(loss, labels, logits)
 
     def begin_phase_2(self):
         """Freezes a copy of the classifier as the feature extractor g, and starts the label head."""
@@ -343,7 +362,7 @@ class MetaLabelNet(keras.Model):
         self.soft_label_entropy.update_state(layers.entropy(soft_label_logits))
         agreement = tf.equal(tf.argmax(soft_label_logits, -1, tf.int32), tf.cast(given_labels, tf.int32))
         self.soft_label_agreement.update_state(agreement, sample_weight=given_labels >= 0)
-        return self._logs(loss, given_labels, logits, phase_2=True)
+        self._measure(loss, given_labels, logits)
 
     def _logits_at(self, θ_hat, images):
         """f_θ̂ in training mode. θ̂ is thrown away; the batch norm statistics may stay."""
@@ -372,16 +391,20 @@ class MetaLabelNet(keras.Model):
             [g + self.weight_decay * w for g, w in zip(gradients, weights)], weights
         )
 
-    def _logs(self, loss, labels, logits, phase_2=False):
+    def _measure(self, loss, labels, logits):
         is_labeled = ops.cast(labels >= 0, keras.config.floatx())
         self._loss_tracker.update_state(loss)
-        logs = self.compute_metrics(None, labels, ops.softmax(logits), sample_weight=is_labeled)
-        return {name: logs[name] for name in logs if phase_2 or name not in self.phase_2_metrics}
+        self.compute_metrics(None, labels, ops.softmax(logits), sample_weight=is_labeled)
+
+    def _results(self, phase_2=False):
+        results = self.get_metrics_result()
+        return {n: results[n] for n in results if phase_2 or n not in self.phase_2_metrics}
 
     def test_step(self, batch):
         images, labels = batch
         logits = self._logits(images, training=False)
-        return self._logs(layers.cross_entropy(labels, logits), labels, logits)
+        self._measure(layers.cross_entropy(labels, logits), labels, logits)
+        return self._results()
 
     def soft_labels(self, images, batch_size=1000):
         """What the label head says of images, seen in training or not.
@@ -569,7 +592,7 @@ def define_flags():
     define("bool", "resume", False, "Continue the run in --output_dir from its last epoch.")
     define("bool", "mixed_precision", False, "Compute in bfloat16, keep weights in float32.")
     define("bool", "jit_compile", None, "Compile the step with XLA. Default: where there is a GPU.")
-    define("integer", "steps_per_execution", None, "Steps a call. Default: 20 on a GPU, else 1.")
+    define("integer", "steps_per_execution", None, "Steps a call, at most. Default: 30 on a GPU, else 1.")
     define("bool", "help", False, "Show this help.")
     return f
 
@@ -597,7 +620,7 @@ def parse_settings(argv):
     given = f.flag_values_dict()
     del given["help"]
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    defaults = {"jit_compile": on_gpu, "steps_per_execution": 20 if on_gpu else 1}
+    defaults = {"jit_compile": on_gpu, "steps_per_execution": 30 if on_gpu else 1}
     if given["dataset"] is not None:
         defaults["method"] = METHODS[0]
     defaults["dataset"] = "digits"

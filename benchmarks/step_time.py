@@ -27,7 +27,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_integer("images", 49920, "Training images.")
 flags.DEFINE_integer("batch_size", 128, "Of training and meta batches.")
 flags.DEFINE_integer("epochs", 5, "Counted epochs of each phase.")
-flags.DEFINE_integer("steps_per_execution", 20, "Steps a call.")
+flags.DEFINE_integer("steps_per_execution", 30, "Steps a call, at most.")
 flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16.")
 flags.DEFINE_bool("jit_compile", True, "Compile the step with XLA.")
 flags.DEFINE_string("json", None, "File to write the figures to.")

@@ -43,6 +43,7 @@ def batches(images, labels, batch_size, *, seed=None, epoch=None):
         return tf.data.Dataset.from_tensor_slices(order)
 
     def gather(index):
+        index = tf.ensure_shape(index, [batch_size])
         return tf.gather(images, index), tf.gather(labels, index)
 
     dataset = tf.data.Dataset.from_tensors(0).flat_map(indices)
@@ -80,6 +81,24 @@ def mix(noisy, unlabeled):
     )
     mixed = tf.data.Dataset.choose_from_datasets([noisy, without_labels], choices)
     return mixed.apply(tf.data.experimental.assert_cardinality(total))
+
+
+def loop_length(dataset, at_most):
+    """How many of its batches a data set gives a compiled loop of steps at a time.
+
+    Args:
+        dataset: tf.data.Dataset.
+        at_most: the largest number wanted.
+
+    Returns:
+        The largest divisor of the number of batches up to `at_most`; 1 where batches differ in
+        shape or their number is unknown.
+    """
+    steps = int(dataset.cardinality())
+    specs = tf.nest.flatten(dataset.element_spec)
+    if steps < 1 or not all(spec.shape.is_fully_defined() for spec in specs):
+        return 1
+    return max(n for n in range(1, at_most + 1) if steps % n == 0)
 
 
 def training_data(

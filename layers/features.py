@@ -116,6 +116,9 @@ def classifier_shapes(classifier):
         image_shape = tuple(classifier.inputs[0].shape[1:])
     else:
         image_shape = tuple(classifier.get_build_config()["input_shape"][1:])
+    if _is_graph(classifier):
+        layer, _, passed = _last_weighted_layer(classifier)
+        _refuse_activation([*passed, layer])
     images = _probe_images(image_shape)
     outputs = classifier(images, training=False)
     shape = getattr(outputs, "shape", None)

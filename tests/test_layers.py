@@ -1,0 +1,121 @@
+"""Losses, label head, augmentation, pooling and backbones, each against a plain recomputation."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import layers
+
+
+def softmax(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_losses_are_the_paper_s():
+    rng = np.random.default_rng(0)
+    logits, soft = rng.normal(size=(2, 6, 5)).astype("float32") * 3
+    f, ŷ = softmax(logits), softmax(soft)
+    np.testing.assert_allclose(
+        layers.kl_divergence(logits, soft), (f * np.log(f / ŷ)).sum(-1), rtol=1e-4
+    )
+    np.testing.assert_allclose(layers.entropy(logits), -(f * np.log(f)).sum(-1), rtol=1e-4)
+    labels = rng.integers(0, 5, 6)
+    np.testing.assert_allclose(
+        layers.cross_entropy(labels, logits), -np.log(f[np.arange(6), labels]), rtol=1e-4
+    )
+
+
+def test_losses_stay_finite_where_a_probability_underflows():
+    certain, opposite = np.float32([[200.0, 0.0]]), np.float32([[0.0, 200.0]])
+    np.testing.assert_allclose(layers.kl_divergence(certain, opposite), [200.0])
+    np.testing.assert_allclose(layers.entropy(certain), [0.0], atol=1e-6)
+
+
+def test_label_head_is_one_linear_layer_in_float32():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    head = layers.LabelHead(7, 64)
+    v = np.random.default_rng(0).normal(size=(5, 64)).astype("float32")
+    w, b = (weight.numpy() for weight in head.weights)
+    assert w.shape == (64, 7) and head(v).dtype == "float32"
+    np.testing.assert_allclose(head(v), v @ w + b, atol=1e-5)
+    assert abs(w).max() <= 1 / 8 and abs(b).max() <= 1 / 8 and abs(w).max() > 0.12
+
+
+def test_augmentation_is_a_crop_of_a_flip_of_the_padded_image():
+    """Each output must be one of the 2·2·9·9 possible ones, and all kinds must come up."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(1, 256, (6, 6, 3)).astype(np.uint8)
+    possible = {}
+    for vertical in (0, 1):
+        for horizontal in (0, 1):
+            flipped = image[:: -1 if vertical else 1, :: -1 if horizontal else 1]
+            padded = np.pad(flipped, ((2, 2), (2, 2), (0, 0)))
+            for i in range(5):
+                for j in range(5):
+                    crop = padded[i : i + 6, j : j + 6]
+                    possible[crop.tobytes()] = (vertical, horizontal, i, j)
+    augment = tf.function(layers.RandomFlipCrop(2, seed=3), jit_compile=True)
+    out = augment(np.repeat(image[None], 500, 0), training=True).numpy()
+    assert out.dtype == np.uint8 and out.shape == (500, 6, 6, 3)
+    found = np.array([possible[o.tobytes()] for o in out])
+    for column, kinds in enumerate((2, 2, 5, 5)):
+        counts = np.bincount(found[:, column], minlength=kinds)
+        assert counts.min() > 0.7 * 500 / kinds
+    assert abs(np.corrcoef(found.T) - np.eye(4)).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [((1, False, False), {(0, 0)}), ((0, True, False), {(0, 0), (0, 1)})],
+)
+def test_augmentation_options(options, allowed):
+    image = np.arange(1, 17, dtype=np.float32).reshape(4, 4, 1)
+    out = layers.RandomFlipCrop(*options, seed=0)(np.repeat(image[None], 64, 0), training=True)
+    if options[0] == 0:
+        views = {image.tobytes(), image[:, ::-1].tobytes()}
+        assert {o.tobytes() for o in out.numpy()} == views
+    else:
+        gaps = [np.diff(o[..., 0], axis=1) for o in out.numpy()]
+        assert not any((g == -1).any() for g in gaps)  # no row was mirrored
+
+
+def test_augmentation_is_the_identity_in_inference():
+    image = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(layers.RandomFlipCrop(4)(image, training=False), image)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8, 2), (1, 7, 5, 1)])
+def test_window_max_pooling(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    pooled = layers.WindowMaxPooling2D()(x)
+    np.testing.assert_array_equal(pooled, keras.layers.MaxPooling2D(2)(x))
+    assert layers.WindowMaxPooling2D().compute_output_shape(shape) == pooled.shape
+
+
+def test_cnn8_is_the_paper_s():
+    net = layers.cnn8()
+    convolutions = [layer for layer in net.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [c.filters for c in convolutions] == [64, 64, 128, 128, 196, 196]
+    assert all(c.kernel_size == (3, 3) and c.padding == "same" for c in convolutions)
+    dense = [layer for layer in net.layers if isinstance(layer, keras.layers.Dense)]
+    assert [d.weights[0].shape for d in dense] == [(4 * 4 * 196, 256), (256, 10)]
+    norms = [n for n in net.layers if isinstance(n, keras.layers.BatchNormalization)]
+    assert len(norms) == 7 and all((n.momentum, n.epsilon) == (0.9, 1e-5) for n in norms)
+    expected = sum(
+        i * o * 9 + o + 2 * o
+        for i, o in [(3, 64), (64, 64), (64, 128), (128, 128), (128, 196), (196, 196)]
+    ) + (4 * 4 * 196 * 256 + 256 + 2 * 256) + (256 * 10 + 10)  # fmt: skip
+    assert sum(np.prod(w.shape) for w in net.trainable_weights) == expected
+    fan_out = 9 * 128
+    kernel = convolutions[3].weights[0].numpy()
+    assert kernel.std() == pytest.approx((2 / fan_out) ** 0.5, rel=0.02)
+    assert abs(kernel).max() > 3 * kernel.std()  # normal, not truncated
+
+
+def test_cnn8_normalizes_by_itself():
+    net = layers.cnn8()
+    pixels = np.uint8([0, 255]).repeat(32 * 32 * 3).reshape(2, 32, 32, 3)
+    first = keras.Model(net.inputs[0], net.layers[1].output)(pixels)
+    np.testing.assert_allclose(np.unique(first), [-1, 1])

@@ -1,0 +1,582 @@
+"""MetaLabelNet as a Keras model: what it accepts, how it runs, what it never looks at."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import layers as mln_layers
+from mln_keras import MetaLabelNet
+
+
+def dense_net(num_classes=4, extra=()):
+    """Rescaling-Flatten-Dense-(extra)-ReLU-Dense, on 8×8 images."""
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Rescaling(1 / 255),
+            layers.Flatten(),
+            layers.Dense(16),
+            *extra,
+            layers.ReLU(),
+            layers.Dense(num_classes),
+        ]
+    )
+
+
+def conv_net(extra=()):
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(4, 3),
+            *extra,
+            layers.MaxPooling2D(2),
+            layers.Flatten(),
+            layers.Dense(16, activation="tanh"),
+            layers.Dense(4),
+        ]
+    )
+
+
+def compiled(classifier, warmup_epochs=1, compile_options=None, **options):
+    model = MetaLabelNet(classifier, warmup_epochs, **options)
+    model.compile(
+        keras.optimizers.SGD(0.05, momentum=0.9),
+        keras.optimizers.Adam(0.01),
+        **({"jit_compile": False} | (compile_options or {})),
+    )
+    return model
+
+
+def fitted(classifier, images, epochs=2, labels=None, meta_seed=1, **options):
+    model = compiled(classifier, **options)
+    x, y = images(40)
+    meta = images(16, seed=meta_seed)
+    model.fit(
+        (x, y if labels is None else labels), meta_data=meta, epochs=epochs, batch_size=8, verbose=0
+    )
+    return model
+
+
+def values(weights):
+    return [w.numpy() for w in weights]
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# ---- what it learns from ------------------------------------------------------------------------
+
+
+def test_it_learns_to_correct_labels(images):
+    x, y = images(400)
+    noisy = np.where(np.random.default_rng(0).random(400) < 0.4, (y + 1) % 4, y)
+    model = compiled(conv_net(), warmup_epochs=3)
+    test = images(100, seed=3)
+    history = model.fit(
+        (x, noisy), meta_data=images(64, seed=1), batch_size=32, epochs=15, verbose=0,
+        validation_data=test,
+    ).history  # fmt: skip
+    assert history["val_accuracy"][-1] > 0.95
+    assert history["meta_loss"][-1] < 0.5 * history["meta_loss"][3]
+    corrected = model.soft_labels(x).argmax(-1)
+    assert (corrected == y).mean() > 0.95 > (noisy == y).mean() + 0.2
+
+
+def test_phase_2_does_not_see_the_given_labels(images):
+    """Permuting them after warm-up changes nothing, bit for bit, but the agreement with them."""
+    x, y = images(40)
+    ends = []
+    for labels in (y, np.random.default_rng(5).permutation(y)):
+        keras.utils.set_random_seed(0)
+        model = compiled(conv_net([layers.BatchNormalization(), layers.Dropout(0.2)]))
+        model.fit((x, y), epochs=1, batch_size=8, verbose=0)
+        history = model.fit(
+            (x, labels), meta_data=images(16, seed=1), initial_epoch=1, epochs=3, batch_size=8,
+            verbose=0,
+        )  # fmt: skip
+        ends.append((values(model.weights), history.history))
+    assert_same(ends[0][0], ends[1][0])
+    (_, first), (_, second) = ends
+    assert first["meta_loss"] == second["meta_loss"] and first["loss"] == second["loss"]
+    assert first["soft_label_agreement"] != second["soft_label_agreement"]
+
+
+def test_warmup_does_not_see_the_meta_set(images):
+    ends = []
+
+    class AtTheSwitch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                ends.append(values(self.model.classifier.weights + self.model.optimizer.variables))
+
+    for seed in (1, 2):
+        keras.utils.set_random_seed(0)
+        model = compiled(conv_net(), warmup_epochs=2)
+        model.fit(
+            images(40), meta_data=images(16, seed=seed), epochs=3, batch_size=8, verbose=0,
+            callbacks=[AtTheSwitch()],
+        )  # fmt: skip
+    assert_same(*ends)
+
+
+def test_the_extractor_is_the_warmed_up_classifier_and_stays(images):
+    model = compiled(conv_net([layers.BatchNormalization()]))
+    x, y = images(40)
+    model.fit((x, y), epochs=1, batch_size=8, verbose=0)
+    warmed_up = values(model.classifier.weights)
+    last_layer_input = keras.Model(
+        model.classifier.inputs[0], model.classifier.layers[-1].input
+    )
+    features = last_layer_input(x.astype("float32"), training=False).numpy()
+    model.fit(
+        (x, y), meta_data=images(16, seed=1), initial_epoch=1, epochs=4, batch_size=8, verbose=0
+    )
+    assert_same(values(model.frozen_weights), warmed_up)
+    assert any((a != b).any() for a, b in zip(values(model.classifier.weights), warmed_up))
+    head = keras.ops.softmax(model.label_head(features)).numpy()
+    np.testing.assert_allclose(model.soft_labels(x), head, atol=1e-6)
+
+
+def test_label_head_can_start_from_the_classifier(images):
+    model = compiled(dense_net(), label_head_init="classifier")
+    model.fit(images(40), epochs=1, batch_size=8, verbose=0)
+    model.begin_phase_2()
+    assert_same(values(model.label_head.weights), values(model.classifier.layers[-1].weights))
+    x, _ = images(8)
+    np.testing.assert_allclose(model.soft_labels(x), model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_unlabeled_samples_train_phase_2_only(images):
+    x, y = images(40)
+    labels = np.where(np.arange(40) < 24, y, -1)
+    seen = {"warm-up": [], "phase 2": []}
+
+    class Spy(layers.Layer):
+        def call(self, images, training=False):
+            name = "warm-up" if int(model.phase.numpy()) == 1 else "phase 2"
+            seen[name] += [images.numpy()]
+            return images
+
+    model = compiled(
+        dense_net(), augmentation=Spy(), compile_options={"run_eagerly": True}, warmup_epochs=2
+    )
+    model.fit((x, labels), meta_data=images(16, seed=1), epochs=3, batch_size=8, verbose=0)
+    rows = {name: np.concatenate(batches).reshape(-1, 64) for name, batches in seen.items()}
+    assert all(len(batch) == 8 for batches in seen.values() for batch in batches)
+    labeled = {row.tobytes() for row in x[:24].reshape(-1, 64)}
+    assert {row.tobytes() for row in rows["warm-up"]} == labeled and len(rows["warm-up"]) == 48
+    assert {row.tobytes() for row in rows["phase 2"]} == {r.tobytes() for r in x.reshape(-1, 64)}
+
+
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_unlabeled_data_as_an_argument(images, as_dataset):
+    (x, y), (more, _) = images(24), images(16, seed=4)
+    meta = images(8, seed=1)
+    if as_dataset:
+        noisy = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+        steps = 3 + 2
+        data = dict(
+            x=noisy,
+            unlabeled_data=tf.data.Dataset.from_tensor_slices(more).batch(8),
+            meta_data=tf.data.Dataset.from_tensor_slices(meta).batch(8),
+        )
+    else:
+        data, steps = dict(x=x, y=y, unlabeled_data=more, meta_data=meta), 5
+    model = compiled(dense_net())
+    model.fit(**data, epochs=1 + 1, batch_size=8, verbose=0)
+    assert model.optimizer.iterations.numpy() == 3 + steps
+    assert model.meta_optimizer.iterations.numpy() == steps
+
+
+# ---- how it runs --------------------------------------------------------------------------------
+
+EXTRAS = {
+    "neither": lambda: (),
+    "batch norm": lambda: (layers.BatchNormalization(),),
+    "dropout": lambda: (layers.Dropout(0.3, seed=1),),
+}
+
+
+WAYS = {
+    "as TensorFlow operations": (
+        {"run_eagerly": True},
+        {"jit_compile": False},
+        {"jit_compile": False, "steps_per_execution": 3},
+    ),
+    "by XLA": (
+        {"jit_compile": True},
+        {"jit_compile": True, "steps_per_execution": 5},  # one loop in one program
+        {"jit_compile": True, "steps_per_execution": 4},  # 5 steps have no such divisor
+    ),
+}
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("ways", WAYS)
+def test_every_way_to_run_gives_the_same(images, extra, ways):
+    """XLA draws other random numbers, so dropout is compared within each of the two."""
+    ends = []
+    for options in WAYS[ways]:
+        keras.utils.set_random_seed(0)
+        model = fitted(conv_net(EXTRAS[extra]()), images, compile_options=options)
+        assert model.optimizer.iterations.numpy() == 10
+        ends.append(values(model.classifier.weights + model.label_head.weights))
+    for end in ends[1:]:
+        for a, b in zip(ends[0], end, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+
+
+def test_xla_computes_the_same_as_tensorflow(images):
+    ends = []
+    for jit_compile in (False, True):
+        keras.utils.set_random_seed(0)
+        net = conv_net([layers.BatchNormalization()])
+        model = fitted(net, images, compile_options={"jit_compile": jit_compile})
+        ends.append(values(model.classifier.weights + model.label_head.weights))
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_mixed_precision(images, extra):
+    keras.utils.set_random_seed(0)
+    exact = fitted(conv_net(EXTRAS[extra]()), images, epochs=3)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.utils.set_random_seed(0)
+    model = fitted(conv_net(EXTRAS[extra]()), images, epochs=3, compile_options={"jit_compile": True})
+    assert model.classifier.layers[1].compute_dtype == "bfloat16"
+    x, _ = images(40)
+    assert model.predict(x, verbose=0).dtype == np.float32
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), exact.predict(x, verbose=0), atol=0.1
+    )
+    assert model.soft_labels(x).sum(-1) == pytest.approx(1, abs=1e-5)
+
+
+def test_standard_callbacks_together(images, tmp_path):
+    class Rates(keras.callbacks.Callback):
+        seen = []
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seen.append(float(self.model.optimizer.learning_rate))
+
+    model = compiled(dense_net())
+    history = model.fit(
+        images(40),
+        meta_data=images(16, seed=1),
+        validation_data=images(16, seed=1),
+        batch_size=8,
+        epochs=6,
+        verbose=2,
+        callbacks=[
+            keras.callbacks.ModelCheckpoint(
+                tmp_path / "best.keras", save_best_only=True, monitor="val_accuracy", mode="max"
+            ),
+            keras.callbacks.EarlyStopping("val_loss", baseline=0.0, patience=4),
+            keras.callbacks.TensorBoard(tmp_path / "logs"),
+            keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+            keras.callbacks.LearningRateScheduler(lambda epoch: 0.05 / (epoch + 1)),
+            keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+            Rates(),
+        ],
+    )
+    assert history.epoch == [0, 1, 2, 3]  # stopped: no loss is below the baseline of 0
+    assert Rates.seen == pytest.approx([0.05, 0.025, 0.05 / 3, 0.0125])
+    header, *rows = (tmp_path / "log.csv").read_text().splitlines()
+    at = header.split(",").index("meta_loss")
+    assert len(rows) == 4 and rows[0].split(",")[at] == "nan" and float(rows[1].split(",")[at]) > 0
+    assert np.isnan(history.history["meta_loss"][0])
+    assert list(tmp_path.glob("logs/train/*")) and not (tmp_path / "backup").exists()
+    best = keras.models.load_model(tmp_path / "best.keras")
+    accuracy = best.evaluate(*images(16, seed=1), verbose=0, return_dict=True)["accuracy"]
+    assert accuracy == pytest.approx(max(history.history["val_accuracy"]))
+
+
+def test_backup_and_restore_continues_in_the_right_phase(images, tmp_path):
+    class Stop(Exception):
+        pass
+
+    class StopAt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                raise Stop
+
+    def build():
+        keras.utils.set_random_seed(0)
+        return compiled(conv_net([layers.Dropout(0.2)]))
+
+    def fit(model, *callbacks):
+        model.fit(
+            images(40), meta_data=images(16, seed=1), epochs=5, batch_size=8, verbose=0,
+            callbacks=[keras.callbacks.BackupAndRestore(tmp_path), *callbacks],
+        )  # fmt: skip
+
+    unbroken = build()
+    fit(unbroken)
+    with pytest.raises(Stop):
+        fit(build(), StopAt())
+    restored = build()
+    fit(restored)
+    assert_same(values(restored.weights), values(unbroken.weights))
+
+
+@pytest.mark.parametrize("broken_at", [1, 2, 3])
+def test_load_model_and_initial_epoch_continue_exactly(images, tmp_path, broken_at):
+    """In warm-up, on the switch, and in phase 2; dropout and augmentation included."""
+
+    def fit(model, initial_epoch, epochs):
+        meta = images(16, seed=1) if epochs > model.warmup_epochs else None
+        return model.fit(
+            images(40), meta_data=meta, initial_epoch=initial_epoch, epochs=epochs, batch_size=8,
+            verbose=0,
+        ).history  # fmt: skip
+
+    def build():
+        keras.utils.set_random_seed(0)
+        net = conv_net([layers.BatchNormalization(), layers.Dropout(0.3)])
+        return compiled(net, warmup_epochs=2, augmentation=mln_layers.RandomFlipCrop(1))
+
+    unbroken = build()
+    history = fit(unbroken, 0, 5)
+    first = build()
+    fit(first, 0, broken_at)
+    first.save(tmp_path / "run.keras")
+    keras.utils.set_random_seed(99)
+    resumed = keras.models.load_model(tmp_path / "run.keras")
+    rest = fit(resumed, broken_at, 5)
+    assert_same(values(resumed.variables), values(unbroken.variables))
+    assert_same(values(resumed.optimizer.variables), values(unbroken.optimizer.variables))
+    assert_same(values(resumed.meta_optimizer.variables), values(unbroken.meta_optimizer.variables))
+    for name, column in rest.items():
+        np.testing.assert_array_equal(column, history[name][broken_at:])
+
+
+# ---- what it accepts ----------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable("tests")
+class Subclassed(keras.Model):
+    """Without a training argument, and with a body that is no graph."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.flatten, self.hidden = layers.Flatten(), layers.Dense(6, activation="relu")
+        self.dropout, self.top = layers.Dropout(0.2), layers.Dense(4)
+
+    def features(self, images):
+        return self.hidden(self.flatten(images) / 255)
+
+    def call(self, images):
+        return self.top(self.dropout(self.features(images)))
+
+
+def functional():
+    images = keras.Input((8, 8, 1))
+    x = layers.Flatten()(layers.Rescaling(1 / 255)(images))
+    x = layers.Dense(6, activation="relu", name="features")(x)
+    return keras.Model(images, layers.Dropout(0.1)(layers.Dense(4)(x)))
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.zeros((1, 8, 8, 1), "float32"))
+    return model
+
+
+def application():
+    return keras.applications.MobileNet(
+        (32, 32, 1), alpha=0.25, weights=None, classes=4, classifier_activation=None
+    )
+
+
+def nested():
+    body = application()
+    return keras.Sequential(
+        [keras.Input((8, 8, 1)), layers.Rescaling(1 / 255), layers.UpSampling2D(4), body]
+    )
+
+
+KINDS = {
+    "functional": (functional, None, 6),
+    "named layer": (functional, "features", 6),
+    "sequential": (dense_net, None, 16),
+    "nested application": (nested, None, 256),
+    "subclassed": (subclassed, "features", 6),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_classifiers(images, tmp_path, kind):
+    build, feature_extractor, num_features = KINDS[kind]
+    model = fitted(build(), images, feature_extractor=feature_extractor)
+    assert model.label_head.weights[0].shape == (num_features, 4)
+    x, _ = images(10)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
+    np.testing.assert_allclose(loaded.soft_labels(x), model.soft_labels(x), atol=1e-6)
+
+
+def test_resnet50_features():
+    net = keras.applications.ResNet50(
+        weights=None, classes=5, classifier_activation=None, input_shape=(32, 32, 3)
+    )
+    model = MetaLabelNet(net, 1)
+    assert model.label_head.weights[0].shape == (2048, 5)
+
+
+def softmax_in_subclass():
+    class Probabilities(Subclassed):
+        def call(self, images):
+            return keras.ops.softmax(super().call(images))
+
+    model = Probabilities()
+    model(np.zeros((1, 8, 8, 1), "float32"))
+    return model
+
+
+def wrap(layer):
+    return keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), *layer])
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "message"),
+    [
+        (lambda: wrap([layers.Dense(4, activation="softmax")]), {}, "ends it with an activation"),
+        (lambda: wrap([layers.Dense(4), layers.Softmax()]), {}, "ends it with an activation"),
+        (lambda: wrap([layers.Dense(4), layers.Activation("sigmoid")]), {}, r"\(sigmoid\)"),
+        (softmax_in_subclass, {"feature_extractor": "features"}, "outputs sum to 1"),
+        (subclassed, {}, "feature_extractor: a subclassed classifier"),
+        (subclassed, {"feature_extractor": "body"}, "no layer or attribute 'body'"),
+        (Subclassed, {"feature_extractor": "features"}, "expected a built model"),
+        (lambda: layers.Dense(3), {}, "expected a keras.Model, received Dense"),
+        (
+            lambda: keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 3)]), {},
+            r"expected logits of shape \(N, C\), received \('N', 6, 6, 4\)",
+        ),
+        (dense_net, {"warmup_epochs": -1}, "warmup_epochs: expected at least 0"),
+        (dense_net, {"inner_learning_rate": 0}, "inner_learning_rate: expected a number above 0"),
+        (dense_net, {"weight_decay": -1e-4}, "weight_decay: expected at least 0"),
+        (dense_net, {"label_head_init": "zeros"}, "label_head_init: expected one of random"),
+        (
+            subclassed, {"feature_extractor": "features", "label_head_init": "classifier"},
+            "label_head_init: 'classifier' needs",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_models_are_refused(build, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        MetaLabelNet(build(), **({"warmup_epochs": 1} | options))
+    assert "\n" not in str(error.value)
+
+
+def one_optimizer():
+    optimizer = keras.optimizers.SGD(0.1)
+    return optimizer, optimizer
+
+
+def test_one_optimizer_for_both_is_refused():
+    with pytest.raises(ValueError, match="meta_optimizer: expected another optimizer"):
+        MetaLabelNet(dense_net(), 1).compile(*one_optimizer())
+
+
+def change(**what):
+    return lambda data: data | what
+
+
+BAD_DATA = {
+    "label out of range": (lambda d: d | {"y": np.where(d["y"] == 3, 4, d["y"])},
+                           r"x: expected labels in \[0, 4\) or -1 \(no label\), received 4"),
+    "label below -1": (lambda d: d | {"y": d["y"] - 2}, "received -2"),
+    "float labels": (lambda d: d | {"y": d["y"].astype(float)}, "expected integer labels"),
+    "one-hot labels": (lambda d: d | {"y": np.eye(4, dtype=int)[d["y"]]}, "one an image"),
+    "too few labels": (lambda d: d | {"y": d["y"][:-1]}, r"shape \(40,\)"),
+    "wrong image shape": (lambda d: d | {"x": d["x"][:, :7]}, r"\('N', 8, 8, 1\), received"),
+    "no labels": (lambda d: d | {"y": None}, r"x: expected \(images, labels\)"),
+    "unlabeled meta": (
+        lambda d: d | {"meta_data": (d["meta_data"][0], d["meta_data"][1] - 1)},
+        r"meta_data: expected labels in \[0, 4\), received -1",
+    ),
+    "float meta images": (
+        lambda d: d | {"meta_data": (d["meta_data"][0] / 255, d["meta_data"][1])},
+        "meta_data: images: expected uint8, as in training, received float32",
+    ),
+    "float unlabeled": (
+        lambda d: d | {"unlabeled_data": d["x"] / 255}, "unlabeled_data: images: expected uint8"
+    ),
+    "small meta set": (
+        lambda d: d | {"meta_data": tuple(a[:7] for a in d["meta_data"])},
+        "meta_data: expected at least one batch, batch_size=8 samples, received 7",
+    ),
+    "no meta set": (lambda d: d | {"meta_data": None}, "meta_data: needed from epoch 1 on"),
+    "no phase 2": (lambda d: d | {"epochs": 1}, "epochs: expected more than warmup_epochs=1"),
+    "large batch": (lambda d: d | {"batch_size": 41}, "batch_size: expected at most"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_is_refused_before_training(images, case):
+    spoil, message = BAD_DATA[case]
+    x, y = images(40)
+    data = {"x": x, "y": y, "meta_data": images(16, seed=1), "epochs": 2, "batch_size": 8}
+    model = compiled(dense_net())
+    with pytest.raises(ValueError, match=message) as error:
+        model.fit(**spoil(data), verbose=0)
+    assert "\n" not in str(error.value)
+    assert model.optimizer.iterations.numpy() == 0
+
+
+def test_float_images_are_refused_after_training_on_uint8(images):
+    model = fitted(dense_net(), images)
+    x, y = images(8)
+    for call in (model.soft_labels, lambda x: model.predict(x, verbose=0)):
+        with pytest.raises(ValueError, match="expected uint8, as in training, received float"):
+            call(x / np.float32(255))
+
+
+def test_soft_labels_need_phase_2(images):
+    model = compiled(dense_net())
+    with pytest.raises(ValueError, match="phase 2, which has not begun"):
+        model.soft_labels(images(8)[0])
+
+
+def test_a_loss_that_is_nan_stops_with_epoch_and_step(images):
+    model = compiled(dense_net())
+    model.optimizer.learning_rate = 1e30
+    with pytest.raises(FloatingPointError, match=r"epoch 1, step \d+: the loss is (nan|inf)"):
+        model.fit(images(40), meta_data=images(16), epochs=2, batch_size=8, verbose=0)
+
+
+# ---- what leaves it -----------------------------------------------------------------------------
+
+SERVE = """
+import sys, numpy as np, tensorflow as tf
+serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+assert serve.structured_input_signature[1]["images"].dtype == tf.uint8
+images = np.load(sys.argv[2])
+out = [serve(images=tf.constant(images[:n]))["probabilities"].numpy() for n in (1, 7, 1000)]
+assert not {"mln_keras", "layers", "data"} & set(sys.modules)
+np.savez(sys.argv[3], *out)
+"""
+
+
+def test_saved_model_in_plain_tensorflow(images, tmp_path):
+    model = fitted(conv_net([layers.BatchNormalization(), layers.Dropout(0.3)]), images)
+    x, _ = images(1000, seed=7)
+    model.export(tmp_path / "saved_model")
+    np.save(tmp_path / "images.npy", x)
+    command = [sys.executable, "-c", SERVE, "saved_model", "images.npy", "out.npz"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    expected = model.predict(x, verbose=0)
+    with np.load(tmp_path / "out.npz") as out:
+        for n, found in zip((1, 7, 1000), out.values(), strict=True):
+            np.testing.assert_allclose(found, expected[:n], atol=1e-5)
+            assert found.dtype == np.float32
