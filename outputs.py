@@ -1,14 +1,18 @@
-"""The files of a run: claimed before it starts, each written whole or not at all."""
+"""The files of a run: looked for before it starts, each written whole or not at all."""
 
 import contextlib
 import csv
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
 import shutil
+import time
 
+import h5py
+import keras
 import numpy as np
 
 # Where a run lies and how it is continued changes nothing about what it computes.
@@ -43,8 +47,10 @@ def write_json(path, content):
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def claim(directory, flags, resume):
-    """Makes a run's directory, or recognises the run that is in it.
+def find_run(directory, flags, resume):
+    """Recognises the run that is in a directory, or sees that one can begin there.
+
+    Nothing is made or changed, so that this can come before all that takes time.
 
     Args:
         directory: path.
@@ -55,29 +61,12 @@ def claim(directory, flags, resume):
         The finished run's result (dict) where the directory holds just this run, else None.
 
     Raises:
-        ValueError: where the directory cannot be written, or holds another run.
+        ValueError: where the directory cannot be written, or holds another run or no run.
     """
-    directory = pathlib.Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / ".writing-test").touch()
-        (directory / ".writing-test").unlink()
-    except OSError as error:
-        raise ValueError(
-            f"--output_dir: cannot write to {directory} ({error.strerror})"
-        ) from None
-    result = directory / "result.json"
-    state = load_checkpoint(directory)[0]
-    if result.exists():
-        held = json.loads(result.read_text())["flags"]
-    elif state is not None:
-        held = state["flags"]
-    elif any(directory.iterdir()) and not resume:
-        raise ValueError(
-            f"--output_dir: {directory} is not empty; name another directory, or add --resume "
-            f"to continue the run in it"
-        )
-    else:
+    result, held = _read_run(pathlib.Path(directory))
+    if held is None:
+        _check_writable(pathlib.Path(directory))
+        check_holds_only(directory, _is_leftover)
         return None
     differing = [
         f"--{name} was {held.get(name)!r}, now {flags[name]!r}"
@@ -89,14 +78,67 @@ def claim(directory, flags, resume):
             f"--output_dir: {directory} holds another run ({'; '.join(differing)}); name another "
             f"directory, or give that run's flags"
         )
-    if result.exists():
-        return json.loads(result.read_text())
-    if not resume:
+    if result is None:
+        if not resume:
+            raise ValueError(
+                f"--output_dir: {directory} holds an unfinished run with these flags; add --resume "
+                f"to continue it, or name another directory"
+            )
+        _check_writable(pathlib.Path(directory))
+    return result
+
+
+def _read_run(directory):
+    """(result, flags) of the run in a directory; None for what it does not have."""
+    path = directory / "result.json"
+    try:
+        if path.exists():
+            result = json.loads(path.read_text())
+            return result, dict(result["flags"])
+        state, weights = load_checkpoint(directory)
+        if state is None:
+            return None, None
+        for file in (weights, best_weights(directory, state["best_epoch"])):
+            h5py.File(file).close()
+        return None, dict(state["flags"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"--output_dir: {directory} holds an unfinished run with these flags; add --resume to "
-            f"continue it, or name another directory"
+            f"--output_dir: {directory} holds no run of this program, or a damaged one ({reason}); "
+            f"name another directory"
+        ) from None
+
+
+def _is_leftover(path):
+    """Whether this may come from a run that was killed before its first checkpoint was whole."""
+    if path.name == "checkpoint" and path.is_dir():
+        return all(map(_is_leftover, path.iterdir()))
+    return path.name.startswith(".writing-") or path == best_weights(path.parent.parent, 1)
+
+
+def check_holds_only(directory, is_own):
+    """Refuses, with a ValueError, a directory with an entry for which `is_own(path)` is False."""
+    if os.path.isdir(directory) and not all(map(is_own, pathlib.Path(directory).iterdir())):
+        raise ValueError(
+            f"--output_dir: {directory} is not empty and holds no run of this program; name "
+            f"another directory"
         )
-    return None
+
+
+def _check_writable(directory):
+    existing = next(p for p in (directory, *directory.absolute().parents) if os.path.exists(p))
+    if not existing.is_dir():
+        raise ValueError(f"--output_dir: cannot write to {directory}, {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"--output_dir: cannot write to {directory}, no permission in {existing}")
+
+
+def make_directory(directory):
+    """Makes a run's directory; raises ValueError where that cannot be done."""
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output_dir: cannot make {directory} ({error.strerror})") from None
 
 
 def save_checkpoint(directory, model, state, is_best):
@@ -108,9 +150,8 @@ def save_checkpoint(directory, model, state, is_best):
         state: JSON-serializable dict with "epoch", the number of epochs done, and "best_epoch".
         is_best: whether this epoch is the best one so far: its weights are then kept.
     """
-    checkpoints = pathlib.Path(directory) / "checkpoint"
-    checkpoints.mkdir(exist_ok=True)
-    path = checkpoints / f"epoch-{state['epoch']:04d}"
+    path = _checkpoint(directory, state["epoch"])
+    path.parent.mkdir(exist_ok=True)
     with whole(path) as temporary:
         temporary.mkdir()
         model.save_weights(temporary / "model.weights.h5")
@@ -118,9 +159,19 @@ def save_checkpoint(directory, model, state, is_best):
         if is_best:
             with whole(best_weights(directory, state["epoch"])) as best:
                 shutil.copyfile(temporary / "model.weights.h5", best)
-    for other in checkpoints.iterdir():
-        if other not in (path, best_weights(directory, state["best_epoch"])):
-            _remove(other)
+    _remove_other_checkpoints(directory, state["epoch"], state["best_epoch"])
+
+
+def _checkpoint(directory, epoch):
+    return pathlib.Path(directory) / "checkpoint" / f"epoch-{epoch:04d}"
+
+
+def _remove_other_checkpoints(directory, epoch, best_epoch):
+    kept = (_checkpoint(directory, epoch), best_weights(directory, best_epoch))
+    for pattern in ("epoch-*", "best-*", ".writing-*"):
+        for path in (pathlib.Path(directory) / "checkpoint").glob(pattern):
+            if path not in kept:
+                _remove(path)
 
 
 def load_checkpoint(directory):
@@ -206,20 +257,20 @@ def table(results):
     return "\n".join(lines)
 
 
-def plot_curves(path, directories):
+def plot_curves(path, runs):
     """curves.png: accuracy by epoch, the switch to phase 2 marked, as Figure 3 of the paper.
 
     Args:
         path: of the PNG.
-        directories: of the finished runs to draw; one run is drawn with its meta accuracy too.
+        runs: list of (directory, result), of which the directory holds history.csv; one run is
+            drawn with its meta accuracy too.
     """
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for directory in map(pathlib.Path, directories):
-        result = json.loads((directory / "result.json").read_text())
-        with open(directory / "history.csv", newline="") as file:
+    for directory, result in runs:
+        with open(pathlib.Path(directory) / "history.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         epochs = [int(row["epoch"]) for row in rows]
         test, meta = (
@@ -227,7 +278,7 @@ def plot_curves(path, directories):
         )
         name = result["method"].replace("_", "-")
         line = axes.plot(epochs, test, label=f"{name}, test set")[0]
-        if len(directories) == 1:
+        if len(runs) == 1:
             axes.plot(epochs, meta, linewidth=0.8, label=f"{name}, meta set")
         axes.plot(
             result["best_epoch"], 100 * result["test_accuracy"], "o", color=line.get_color(),
@@ -248,7 +299,10 @@ def plot_curves(path, directories):
 
 
 def write_results(directory, model, settings, rows, **more):
-    """Writes the best epoch's model, result.json and curves.png; leaves that epoch in the model.
+    """Writes what only a whole run has, result.json last; leaves the best epoch in the model.
+
+    A run that was killed just after its last checkpoint has history.csv and older checkpoints as
+    they were before: they too are brought up to date.
 
     Args:
         directory: the run's.
@@ -264,11 +318,91 @@ def write_results(directory, model, settings, rows, **more):
     names = ("dataset", "noise", "noise_ratio", "method", "seed", "epochs", "warmup_epochs")
     result = {name: settings[name] for name in names} | summarize(rows, settings["warmup_epochs"])
     result |= more | {"versions": versions()}
+    write_history(directory, rows)
+    _remove_other_checkpoints(directory, rows[-1]["epoch"], result["best_epoch"])
     model.load_weights(best_weights(directory, result["best_epoch"]))
     with whole(directory / "model.keras") as temporary:
         model.save(temporary)
     with whole(directory / "saved_model") as temporary:
         model.export(temporary)
+    plot_curves(directory / "curves.png", [(directory, result)])
     write_json(directory / "result.json", result)
-    plot_curves(directory / "curves.png", [directory])
     return result
+
+
+class RunRecorder(keras.callbacks.Callback):
+    """After each epoch: measures the test set, keeps history.csv, best weights and checkpoint.
+
+    The model must be fitted with the meta set as `validation_data`.
+
+    Args:
+        directory: the run's.
+        flags: dict, saved with the checkpoint.
+        test_data: tf.data.Dataset of (images, labels) batches.
+        state: a checkpoint's, to continue from; None for a new run.
+        print_lines: whether to print one line an epoch.
+    """
+
+    def __init__(self, directory, flags, test_data, state=None, print_lines=True):
+        super().__init__()
+        self.directory = directory
+        self.flags = flags
+        self.test_data = test_data
+        self.print_lines = print_lines
+        self.rows = state["rows"] if state else []
+        self.best_epoch = state["best_epoch"] if state else None
+        self.seconds = state["seconds"] if state else 0.0
+        self._since = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        test = self.model.evaluate(self.test_data, verbose=0, return_dict=True)
+        row = {
+            "epoch": epoch + 1,
+            "phase": int(self.model.phase.numpy()),
+            "learning_rate": logs["learning_rate"],
+            "loss": logs["loss"],
+            "accuracy": logs["accuracy"],
+            **{name: logs[name] for name in self.model.phase_2_metrics},
+            "meta_set_loss": logs["val_loss"],
+            "meta_accuracy": logs["val_accuracy"],
+            "test_loss": test["loss"],
+            "test_accuracy": test["accuracy"],
+        }
+        absent = self.model.phase_2_metrics if row["phase"] == 1 else ()
+        for name, value in row.items():
+            if name not in absent and not math.isfinite(value):
+                raise FloatingPointError(
+                    f"training stopped at epoch {epoch + 1}, step {self.params['steps']}, its "
+                    f"last: the {name} is {value}; lower the learning rates"
+                )
+        self.rows.append(row | dict.fromkeys(absent))
+        best = self.best_epoch and self.rows[self.best_epoch - 1]["meta_accuracy"]
+        is_best = best is None or row["meta_accuracy"] > best
+        if is_best:
+            self.best_epoch = epoch + 1
+        now = time.monotonic()
+        took, self._since = now - self._since, now
+        self.seconds += took
+        save_checkpoint(self.directory, self.model, self._state(epoch), is_best)
+        write_history(self.directory, self.rows)
+        if self.print_lines:
+            self._print(row, took)
+
+    def _state(self, epoch):
+        return {
+            "epoch": epoch + 1,
+            "best_epoch": self.best_epoch,
+            "seconds": self.seconds,
+            "rows": self.rows,
+            "flags": self.flags,
+        }
+
+    def _print(self, row, took):
+        phase = "warm-up" if row["phase"] == 1 else "phase 2"
+        meta = "" if row["phase"] == 1 else f"  meta loss {row['meta_loss']:.4f}"
+        print(
+            f"epoch {row['epoch']:>3} {phase}  loss {row['loss']:.4f}{meta}  accuracy: "
+            f"given labels {row['accuracy']:.4f}, meta {row['meta_accuracy']:.4f}, "
+            f"test {row['test_accuracy']:.4f}  {took:.1f} s",
+            flush=True,
+        )

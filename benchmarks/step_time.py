@@ -33,7 +33,9 @@ flags.DEFINE_bool("jit_compile", True, "Compile the step with XLA.")
 flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
-SETTINGS = ("images", "batch_size", "epochs", "steps_per_execution", "mixed_precision", "jit_compile")
+SETTINGS = (
+    "images", "batch_size", "epochs", "steps_per_execution", "mixed_precision", "jit_compile",
+)  # fmt: skip
 
 
 class EpochSeconds(keras.callbacks.Callback):

@@ -8,9 +8,14 @@ def at_least(name, value, minimum):
         raise ValueError(f"{name}: expected at least {minimum}, received {value}")
 
 
+def within(name, value, low, high, what):
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected {low} to {high} for {what}, received {value}")
+
+
 def positive(name, value):
-    if not value > 0:
-        raise ValueError(f"{name}: expected a number above 0, received {value}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a finite number above 0, received {value}")
 
 
 def one_of(name, value, allowed):
@@ -51,7 +56,8 @@ def images(name, images, image_shape, dtype=None):
     shape = getattr(images, "shape", None)
     expected = ("N", *image_shape)
     if shape is None or len(shape) != len(expected) or any(
-        None not in (want, got) and want != got for want, got in zip(image_shape, shape[1:])
+        None not in pair and len(set(pair)) == 2
+        for pair in zip(image_shape, shape[1:], strict=True)
     ):
         received = type(images).__name__ if shape is None else ("N", *shape[1:])
         raise ValueError(f"{name}: expected images of shape {expected}, received {received}")

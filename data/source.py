@@ -37,6 +37,11 @@ class Source:
         """C, the number of classes."""
         return len(self.class_names)
 
+    @property
+    def largest_meta_size(self):
+        """What the test set leaves of the held-out samples."""
+        return len(self.held_out_labels) - self.test_size
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Splits:
@@ -89,16 +94,8 @@ def make_splits(source, given_labels, *, meta_size, unlabeled_size, seed):
         UserWarning: naming the classes of which the meta set holds no sample.
     """
     num_train = len(source.train_labels)
-    largest_meta_size = len(source.held_out_labels) - source.test_size
-    if not 1 <= meta_size <= largest_meta_size:
-        raise ValueError(
-            f"meta size: expected 1 to {largest_meta_size} for {source.name}, received {meta_size}"
-        )
-    if not 0 <= unlabeled_size < num_train:
-        raise ValueError(
-            f"unlabeled size: expected 0 to {num_train - 1} for {source.name}, "
-            f"received {unlabeled_size}"
-        )
+    checks.within("meta size", meta_size, 1, source.largest_meta_size, source.name)
+    checks.within("unlabeled size", unlabeled_size, 0, num_train - 1, source.name)
     given_labels = checks.labels("given labels", given_labels, num_train, source.num_classes)
 
     rng = np.random.default_rng(seed)

@@ -13,15 +13,16 @@ from layers.label_head import LabelHead
 from layers.losses import cross_entropy, entropy, kl_divergence
 from layers.pooling import WindowMaxPooling2D
 
-
 __all__ = [
     "LabelHead",
     "RandomFlipCrop",
     "WindowMaxPooling2D",
     "cnn8",
+    "classifier_shapes",
     "cross_entropy",
     "digits_cnn",
     "entropy",
+    "find_features",
     "kl_divergence",
     "last_dense",
     "penultimate_output",

@@ -134,8 +134,9 @@ class NumpyTraining:
         mean = h.mean(0)
         variance = ((h - mean) ** 2).mean(0)
         if keep:
-            self.mean = self.MOMENTUM_BN * self.mean + (1 - self.MOMENTUM_BN) * mean.real
-            self.variance = self.MOMENTUM_BN * self.variance + (1 - self.MOMENTUM_BN) * variance.real
+            keep = self.MOMENTUM_BN
+            self.mean = keep * self.mean + (1 - keep) * mean.real
+            self.variance = keep * self.variance + (1 - keep) * variance.real
         return np.tanh((h - mean) / np.sqrt(variance + self.EPSILON_BN) * γ + β) @ w2 + b2
 
     @staticmethod

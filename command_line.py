@@ -1,0 +1,134 @@
+"""The flags of the command line: what they are called, what they default to, what is allowed."""
+
+import dataclasses
+import os
+
+import tensorflow as tf
+from absl import flags
+
+from data import checks
+
+NOISES = ("none", "uniform", "class_dependent", "feature_dependent", "human")
+METHODS = ("metalabelnet", "cross_entropy")
+
+
+def define_flags(recipes):
+    """The flags, in a set of their own so that importing this module defines none."""
+    f = flags.FlagValues()
+    recipe = "Default: the recipe's."
+
+    def define(kind, name, default, text):
+        getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=f)
+
+    define("string", "dataset", None, f"One of {', '.join(recipes)}. Left out, together with "
+           "--method: both methods on digits, a demonstration.")
+    define("string", "data_dir", None, "TensorFlow Datasets directory. Default: TFDS' own.")
+    define("string", "noise", None, f"One of {', '.join(NOISES)}. {recipe}")
+    define("float", "noise_ratio", None, f"Share of wrong labels, 0 to 1. {recipe}")
+    define("string", "noise_probs", None, "For --noise feature_dependent: .npy file, float (N, C), "
+           "of a teacher's probabilities on the training images. Default: train that teacher.")
+    define("integer", "meta_size", None, f"Number of clean meta samples. {recipe}")
+    define("integer", "unlabeled_size", None, "Training samples whose label is removed. Default: 0")
+    define("string", "method", None, f"One of {', '.join(METHODS)}. Default: metalabelnet.")
+    define("integer", "epochs", None, f"Epochs of both phases together. {recipe}")
+    define("integer", "warmup_epochs", None, f"Epochs of phase 1. {recipe}")
+    define("integer", "batch_size", None, f"Of training and meta batches. {recipe}")
+    define("float", "learning_rate", None, f"Of the classifier, before its drops. {recipe}")
+    define("float", "meta_learning_rate", None, f"Of the label head. {recipe}")
+    define("float", "inner_learning_rate", None, f"Of the step of Eq. 5. {recipe}")
+    define("integer", "seed", 0, "Of splits, noise, initial weights, order and augmentation.")
+    define("string", "output_dir", None, "Default: runs/DATASET-NOISE-RATIO-METHOD-seedN.")
+    define("bool", "resume", False, "Continue the run in --output_dir from its last epoch.")
+    define("bool", "mixed_precision", False, "Compute in bfloat16, keep weights in float32.")
+    define("bool", "jit_compile", None, "Compile the step with XLA. Default: where there is a GPU.")
+    define("integer", "steps_per_execution", None,
+           "Steps a call, at most. Default: 30 on a GPU, else 1.")
+    define("bool", "help", False, "Show this help.")
+    return f
+
+
+def parse_settings(argv, recipes, description):
+    """The flags with the recipe's values filled in, and the recipe with the flags' values.
+
+    Args:
+        argv: list of strings, the program's name first.
+        recipes: dict, name of a data set -> its recipe, a dataclass whose fields are the defaults
+            of the flags of the same names.
+        description: what --help prints first.
+
+    Returns:
+        (dict of every flag, where the demonstration has no method; Recipe). (None, None) where
+        only the help was asked for.
+
+    Raises:
+        ValueError: for flags that are unknown, out of range or contradict each other.
+    """
+    f = define_flags(recipes)
+    try:
+        rest = f(argv)
+    except flags.Error as error:
+        raise ValueError(f"{' '.join(str(error).split())}; see --help") from None
+    if rest[1:]:
+        raise ValueError(f"expected flags only, received {rest[1]!r}; see --help")
+    if f.help:
+        print(f"{description}\n{f.get_help()}")
+        return None, None
+    given = f.flag_values_dict()
+    del given["help"]
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    defaults = {"jit_compile": on_gpu, "steps_per_execution": 30 if on_gpu else 1}
+    if given["dataset"] is not None:
+        defaults["method"] = METHODS[0]
+    if given["noise"] == "none":
+        defaults["noise_ratio"] = 0.0
+    defaults["dataset"] = "digits"
+    settings = {n: defaults.get(n) if value is None else value for n, value in given.items()}
+    checks.one_of("--dataset", settings["dataset"], recipes)
+    if given["method"] is not None:
+        checks.one_of("--method", given["method"], METHODS)
+    recipe = recipes[settings["dataset"]]
+    replaced = {
+        field.name: settings[field.name]
+        for field in dataclasses.fields(recipe)
+        if settings.get(field.name) is not None
+    }
+    recipe = dataclasses.replace(recipe, **replaced)
+    settings |= {n: getattr(recipe, n) for n in settings if hasattr(recipe, n)}
+    _check_settings(settings)
+    if settings["output_dir"] is None:
+        parts = ("dataset", "noise", "noise_ratio", "method")
+        name = "-".join(str(settings[part]) for part in parts if settings[part] is not None)
+        settings["output_dir"] = os.path.join("runs", f"{name}-seed{settings['seed']}")
+    return settings, recipe
+
+
+def _check_settings(settings):
+    checks.one_of("--noise", settings["noise"], NOISES)
+    if not 0 <= settings["noise_ratio"] <= 1:
+        raise ValueError(f"--noise_ratio: expected 0 to 1, received {settings['noise_ratio']}")
+    if settings["noise"] == "none" and settings["noise_ratio"] != 0:
+        raise ValueError(
+            f"--noise_ratio: expected 0 with --noise none, received {settings['noise_ratio']}"
+        )
+    for name in ("epochs", "batch_size", "meta_size", "steps_per_execution"):
+        checks.at_least(f"--{name}", settings[name], 1)
+    for name in ("warmup_epochs", "unlabeled_size"):
+        checks.at_least(f"--{name}", settings[name], 0)
+    checks.within("--seed", settings["seed"], 0, 2**31 - 1, "TensorFlow")
+    for name in ("learning_rate", "meta_learning_rate", "inner_learning_rate"):
+        checks.positive(f"--{name}", settings[name])
+    if settings["method"] != "cross_entropy" and settings["warmup_epochs"] >= settings["epochs"]:
+        raise ValueError(
+            f"--warmup_epochs: expected fewer than --epochs={settings['epochs']}, received "
+            f"{settings['warmup_epochs']}, so phase 2 would never begin"
+        )
+    if settings["batch_size"] > settings["meta_size"]:
+        raise ValueError(
+            f"--batch_size: expected at most --meta_size={settings['meta_size']}, received "
+            f"{settings['batch_size']}"
+        )
+    if settings["noise_probs"] is not None and settings["noise"] != "feature_dependent":
+        raise ValueError(
+            f"--noise_probs: is for --noise feature_dependent, received with --noise "
+            f"{settings['noise']}"
+        )

@@ -1,0 +1,249 @@
+"""A Keras model that is trained in two phases, and all of Keras that this takes.
+
+What is learned, and from what, is in mln_keras.py; here is how `fit` gets there.
+"""
+
+import functools
+import math
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+import layers
+from data import pipeline
+
+
+class TwoPhaseCallbacks(keras.callbacks.CallbackList):
+    """A callback list that sees warm-up and phase 2, two `fit` loops, as one training.
+
+    It tells the model which epoch begins, stops at a loss that is not finite, and fills the
+    metrics that a phase does not have with NaN, so that every epoch logs the same columns
+    (the progress bar alone leaves them out).
+
+    Args:
+        callbacks: the user's callbacks, a list or None.
+        metric_names: names of the metrics that only phase 2 has.
+        **kwargs: as `keras.callbacks.CallbackList`.
+    """
+
+    def __init__(self, callbacks, metric_names, **kwargs):
+        super().__init__(callbacks, **kwargs)
+        self._metric_names = metric_names
+        self._epoch = None
+        self._begun = False
+        self._last_logs = None
+
+    def on_train_begin(self, logs=None):
+        if not self._begun:
+            super().on_train_begin(logs)
+            self._begun = True
+
+    def on_train_end(self, logs=None):
+        """Ends one phase; `finish` ends the training."""
+        self._last_logs = logs
+
+    def finish(self):
+        if self._begun:
+            super().on_train_end(self._last_logs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = self.model.current_epoch = epoch
+        super().on_epoch_begin(epoch, logs)
+
+    def _on_train_batch_end(self, batch, logs=None):
+        logs = {name: float(value) for name, value in logs.items()}
+        if not math.isfinite(logs["loss"]):
+            raise FloatingPointError(
+                f"training stopped at epoch {self._epoch + 1}, step {batch + 1}: "
+                f"the loss is {logs['loss']}; lower the learning rates"
+            )
+        super()._on_train_batch_end(batch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._async_train:
+            self._flush_futures()
+        logs = {name: float(value) for name, value in logs.items()}
+        every_column = logs | {n: math.nan for n in self._metric_names if n not in logs}
+        for callback in self.callbacks:
+            callback.on_epoch_end(epoch, logs if callback is self._progbar else every_column)
+
+
+class TwoPhaseModel(keras.Model):
+    """`fit`, metrics and saving for a model of two phases.
+
+    A subclass sets the attributes classifier, augmentation, image_shape, num_classes,
+    warmup_epochs, seed, and `phase`, an integer variable that is 1 until its `begin_phase_2` sets
+    it to 2. Its `train_step` runs a step of `phase_in_training` through `run_step`, and a step
+    calls `measure`. `phase_2_metrics` names the metrics that only phase 2 has, `config_names` the
+    constructor's arguments of plain types. `current_epoch` is the epoch that is being trained,
+    `image_dtype` the name of the training images' dtype, None before training.
+    """
+
+    phase_2_metrics = ()
+    config_names = ()
+
+    def __init__(self, **kwargs):
+        super().__init__(**({"dtype": keras.config.floatx()} | kwargs))
+        self.current_epoch = 0
+        self.image_dtype = None
+
+    def fit(
+        self,
+        x,
+        y=None,
+        *,
+        meta_data=None,
+        unlabeled_data=None,
+        batch_size=128,
+        epochs=1,
+        initial_epoch=0,
+        verbose="auto",
+        callbacks=None,
+        **kwargs,
+    ):
+        """Trains both phases; epochs from `warmup_epochs` on are phase 2.
+
+        Args:
+            x: the noisy data: images with `y` their labels, a pair (images, labels), or a
+                tf.data.Dataset of (images, labels) batches. Images (N, H, W, channels), labels
+                integer (N,) in [0, C), or -1 for a sample without a label.
+            meta_data: the clean data, a pair or a Dataset likewise; it is repeated, in its order,
+                as often as needed. May be left out where no epoch of phase 2 is asked for: then
+                this is plain cross-entropy training.
+            unlabeled_data: images, or a Dataset of image batches, for phase 2 only.
+            batch_size: N_b for arrays; a Dataset has its own.
+            epochs, initial_epoch, verbose, callbacks: as `keras.Model.fit`.
+            **kwargs: `validation_data`, `validation_batch_size`, `validation_freq`,
+                `validation_steps` and `steps_per_epoch` of `keras.Model.fit`.
+
+        Returns:
+            keras.callbacks.History; the metrics that only phase 2 has are NaN in warm-up.
+
+        Raises:
+            ValueError: for data that do not fit together, one line that names the argument.
+            FloatingPointError: where the loss is not finite, with epoch and step.
+        """
+        warmup_end = min(epochs, self.warmup_epochs)
+        if meta_data is None and epochs > warmup_end:
+            raise ValueError(
+                f"meta_data: needed from epoch {warmup_end} on, where phase 2 begins; "
+                f"received None with epochs={epochs}"
+            )
+        if meta_data is not None and epochs <= self.warmup_epochs:
+            raise ValueError(
+                f"epochs: expected more than warmup_epochs={self.warmup_epochs}, received "
+                f"{epochs}, so phase 2 would never begin; leave meta_data out to warm up only"
+            )
+        labeled, noisy, meta = pipeline.training_data(
+            x if y is None else (x, y), meta_data, unlabeled_data, self.image_shape,
+            self.num_classes, batch_size, seed=self.seed, epoch=lambda: self.current_epoch,
+        )
+        self.image_dtype = labeled.element_spec[0].dtype.name
+
+        watch = TwoPhaseCallbacks(
+            callbacks, self.phase_2_metrics, model=self, add_history=True, add_progbar=verbose != 0
+        )
+        fit_phase = functools.partial(
+            self._fit_phase, callbacks=watch, verbose=verbose, initial_epoch=initial_epoch, **kwargs
+        )
+        self.stop_training = False
+        if initial_epoch < warmup_end and self.phase == 1:
+            fit_phase(1, labeled, epochs=warmup_end)
+        if epochs > warmup_end and not self.stop_training:
+            if self.phase == 1:
+                self.begin_phase_2()
+            fit_phase(2, tf.data.Dataset.zip(noisy, meta.repeat()),
+                      epochs=epochs, initial_epoch=max(initial_epoch, warmup_end))
+        watch.finish()
+        return self.history
+
+    def _fit_phase(self, phase, dataset, callbacks, verbose, epochs, **kwargs):
+        self.phase_in_training, self._loop_length = phase, 1
+        if self.jit_compile and "steps_per_epoch" not in kwargs:
+            self._loop_length = pipeline.loop_length(dataset, self._steps_a_call)
+        if self._loop_length > 1:
+            dataset = dataset.batch(self._loop_length, drop_remainder=True)
+        self.steps_per_execution = 1 if self._loop_length > 1 else self._steps_a_call
+        steps = kwargs.get("steps_per_epoch") or int(dataset.cardinality())
+        callbacks.set_params({
+            "verbose": 1 if verbose == "auto" else verbose,
+            "epochs": epochs, "steps": steps if steps > 0 else None,
+        })
+        self.make_train_function(force=True)
+        super().fit(dataset, epochs=epochs, callbacks=callbacks, verbose=verbose, shuffle=False,
+                    **kwargs)
+
+    def run_step(self, step, batch):
+        """Runs a training step, a loop of them where the batch has a leading axis of steps."""
+        if self._loop_length == 1:
+            step(*batch)
+        else:
+
+            def step_number(i):
+                step(*tf.nest.map_structure(lambda tensors: tensors[i], batch))
+                return i + 1
+
+            tf.while_loop(lambda i: i < self._loop_length, step_number, [0])
+        return self._results(phase_2=self.phase_in_training == 2)
+
+    def measure(self, loss, labels, logits):
+        """Updates the loss and the compiled metrics; unlabeled samples (-1) weigh nothing."""
+        is_labeled = ops.cast(labels >= 0, keras.config.floatx())
+        self._loss_tracker.update_state(loss)
+        self.compute_metrics(None, labels, ops.softmax(logits), sample_weight=is_labeled)
+
+    def _results(self, phase_2=False):
+        results = self.get_metrics_result()
+        return {n: results[n] for n in results if phase_2 or n not in self.phase_2_metrics}
+
+    def test_step(self, batch):
+        images, labels = batch
+        logits = self.logits(images, training=False)
+        self.measure(layers.cross_entropy(labels, logits), labels, logits)
+        return self._results()
+
+    def get_config(self):
+        return super().get_config() | {
+            "classifier": keras.saving.serialize_keras_object(self.classifier),
+            "augmentation": keras.saving.serialize_keras_object(self.augmentation),
+            "image_dtype": self.image_dtype,
+            **{name: getattr(self, name) for name in self.config_names},
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config, image_dtype = dict(config), config["image_dtype"]
+        del config["image_dtype"]
+        for name in ("classifier", "augmentation"):
+            config[name] = keras.saving.deserialize_keras_object(config[name])
+        model = cls(**config)
+        model.image_dtype = image_dtype
+        return model
+
+    def get_compile_config(self):
+        optimizers = {"optimizer": self.optimizer, "meta_optimizer": self.meta_optimizer}
+        return keras.saving.serialize_keras_object(optimizers | self._compile_arguments)
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def _random_states(self):
+        """Seeds of dropout and augmentation: training state that Keras does not save by itself."""
+        weights = set(map(id, self.weights))
+        augmentation = getattr(self.augmentation, "variables", [])
+        states = [v for v in self.classifier.variables + augmentation if id(v) not in weights]
+        return {f"random_state_{i}": state for i, state in enumerate(states)}
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for name, variable in self._random_states().items():
+            store[name] = variable
+
+    def load_own_variables(self, store):
+        random_states = self._random_states()
+        for name, variable in random_states.items():
+            variable.assign(store[name])
+        super().load_own_variables({n: store[n] for n in store.keys() if n not in random_states})
+
+
