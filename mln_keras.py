@@ -123,10 +123,11 @@ class MetaLabelNet(TwoPhaseModel):
         )
         self.label_head = layers.LabelHead(self.num_classes, num_features, name="label_head")
         self._last_layer = layers.last_dense(classifier)
-        if label_head_init == "classifier" and self._last_layer is None:
+        shapes = [w.shape for w in getattr(self._last_layer, "weights", [])]
+        if label_head_init == "classifier" and shapes != [w.shape for w in self.label_head.weights]:
             raise ValueError(
                 "label_head_init: 'classifier' needs a functional or Sequential classifier whose "
-                "last layer is Dense; use 'random'"
+                "last layer is Dense, with a bias, on the features; use 'random'"
             )
 
         # All that training changes is a Keras variable, so that saving saves it.
@@ -193,6 +194,9 @@ class MetaLabelNet(TwoPhaseModel):
             "run_eagerly": run_eagerly,
             "steps_per_execution": steps_per_execution,
         }
+        self._compile_metrics.build(  # tf.distribute needs every variable before the first step
+            keras.KerasTensor((None,), "int32"), keras.KerasTensor((None, self.num_classes))
+        )
         self.optimizer.build(self.classifier.trainable_variables)
         self.meta_optimizer.build(self.label_head.trainable_variables)
 
@@ -254,7 +258,8 @@ class MetaLabelNet(TwoPhaseModel):
                 logits = self.logits(x, training=True)
                 regularization = self._regularization()
                 loss_c = self._mean(layers.kl_divergence(logits, self.label_head(v)))  # Eq. 4, 6-8
-            θ_hat = [w - α * g for w, g in zip(θ, _gradient(tape, loss_c, θ))]  # Eq. 5
+            gradients = _mean_over_replicas(_gradient(tape, loss_c, θ))
+            θ_hat = [w - α * g for w, g in zip(θ, gradients)]  # Eq. 5
             meta_logits = self._logits_at(θ_hat, x_meta)
             meta_loss = tf.reduce_mean(layers.cross_entropy(y_meta, meta_logits))  # Eq. 9
         self._descend(self.meta_optimizer, _gradient(meta_tape, meta_loss, φ), φ)  # Eq. 10
@@ -296,9 +301,10 @@ class MetaLabelNet(TwoPhaseModel):
         return images if self.augmentation is None else self.augmentation(images, training=True)
 
     def _descend(self, optimizer, gradients, weights):
-        optimizer.apply(
-            [g + self.weight_decay * w for g, w in zip(gradients, weights)], weights
-        )
+        """One step of an optimizer, which adds up what the replicas of tf.distribute give it."""
+        share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
+        decayed = [share * (g + self.weight_decay * w) for g, w in zip(gradients, weights)]
+        optimizer.apply(decayed, weights)
 
     def soft_labels(self, images, batch_size=1000):
         """What the label head says of images, seen in training or not.
@@ -338,9 +344,15 @@ class MetaLabelNet(TwoPhaseModel):
         )
         archive.write_out(filepath, verbose=False)
 
+
 def _gradient(tape, loss, weights):
     """As `tape.gradient`, with zeros for weights that the loss does not reach."""
     return tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+
+def _mean_over_replicas(gradients):
+    context = tf.distribute.get_replica_context()
+    return gradients if context.num_replicas_in_sync == 1 else context.all_reduce("MEAN", gradients)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -438,14 +450,8 @@ def load_splits(settings, recipe):
 
 
 def build_model(settings, recipe):
-    """The recipe's model, compiled; from here on all is a function of the seed.
-
-    To the last bit on CPU. On a GPU, kernels that add in a fixed order would take 4 times as long,
-    and where they are asked for Keras refuses to compile with XLA.
-    """
+    """The recipe's model, compiled; what it is trained to is a function of the seed."""
     keras.utils.set_random_seed(settings["seed"])
-    if not settings["jit_compile"] and not tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.enable_op_determinism()
     keras.config.set_dtype_policy("mixed_bfloat16" if settings["mixed_precision"] else "float32")
     trains_phase_2 = settings["method"] == "metalabelnet"
     model = MetaLabelNet(
@@ -523,6 +529,9 @@ def main(argv):
         runs = demonstrate(settings) if is_demonstration else [settings]
         finished = [outputs.find_run(r["output_dir"], r, r["resume"]) for r in runs]
         if None in finished:
+            # On a GPU such kernels take 4 times as long, and Keras refuses them with XLA.
+            if not settings["jit_compile"] and not tf.config.list_physical_devices("GPU"):
+                tf.config.experimental.enable_op_determinism()
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
                 splits = load_splits(settings, recipe)

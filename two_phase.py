@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 import layers
-from data import pipeline
+from data import checks, pipeline
 
 
 class TwoPhaseCallbacks(keras.callbacks.CallbackList):
@@ -55,7 +55,8 @@ class TwoPhaseCallbacks(keras.callbacks.CallbackList):
         logs = {name: float(value) for name, value in logs.items()}
         if not math.isfinite(logs["loss"]):
             raise FloatingPointError(
-                f"training stopped at epoch {self._epoch + 1}, step {batch + 1}: "
+                f"training stopped at epoch {self._epoch + 1}, step "
+                f"{(batch + 1) * self.model.loop_length}: "
                 f"the loss is {logs['loss']}; lower the learning rates"
             )
         super()._on_train_batch_end(batch, logs)
@@ -77,7 +78,8 @@ class TwoPhaseModel(keras.Model):
     it to 2. Its `train_step` runs a step of `phase_in_training` through `run_step`, and a step
     calls `measure`. `phase_2_metrics` names the metrics that only phase 2 has, `config_names` the
     constructor's arguments of plain types. `current_epoch` is the epoch that is being trained,
-    `image_dtype` the name of the training images' dtype, None before training.
+    `image_dtype` the name of the training images' dtype, None before training, and `loop_length`
+    the number of steps in a program.
     """
 
     phase_2_metrics = ()
@@ -87,6 +89,7 @@ class TwoPhaseModel(keras.Model):
         super().__init__(**({"dtype": keras.config.floatx()} | kwargs))
         self.current_epoch = 0
         self.image_dtype = None
+        self.phase_in_training = self.loop_length = 1
 
     def fit(
         self,
@@ -109,7 +112,7 @@ class TwoPhaseModel(keras.Model):
                 tf.data.Dataset of (images, labels) batches. Images (N, H, W, channels), labels
                 integer (N,) in [0, C), or -1 for a sample without a label.
             meta_data: the clean data, a pair or a Dataset likewise; it is repeated, in its order,
-                as often as needed. May be left out where no epoch of phase 2 is asked for: then
+                as often as needed; samples that do not fill a batch sit out. May be left out where no epoch of phase 2 is asked for: then
                 this is plain cross-entropy training.
             unlabeled_data: images, or a Dataset of image batches, for phase 2 only.
             batch_size: N_b for arrays; a Dataset has its own.
@@ -139,6 +142,7 @@ class TwoPhaseModel(keras.Model):
             x if y is None else (x, y), meta_data, unlabeled_data, self.image_shape,
             self.num_classes, batch_size, seed=self.seed, epoch=lambda: self.current_epoch,
         )
+        checks.image_dtype(labeled.element_spec[0], self.image_dtype)
         self.image_dtype = labeled.element_spec[0].dtype.name
 
         watch = TwoPhaseCallbacks(
@@ -159,12 +163,12 @@ class TwoPhaseModel(keras.Model):
         return self.history
 
     def _fit_phase(self, phase, dataset, callbacks, verbose, epochs, **kwargs):
-        self.phase_in_training, self._loop_length = phase, 1
+        self.phase_in_training, self.loop_length = phase, 1
         if self.jit_compile and "steps_per_epoch" not in kwargs:
-            self._loop_length = pipeline.loop_length(dataset, self._steps_a_call)
-        if self._loop_length > 1:
-            dataset = dataset.batch(self._loop_length, drop_remainder=True)
-        self.steps_per_execution = 1 if self._loop_length > 1 else self._steps_a_call
+            self.loop_length = pipeline.loop_length(dataset, self._steps_a_call)
+        if self.loop_length > 1:
+            dataset = dataset.batch(self.loop_length, drop_remainder=True)
+        self.steps_per_execution = 1 if self.loop_length > 1 else self._steps_a_call
         steps = kwargs.get("steps_per_epoch") or int(dataset.cardinality())
         callbacks.set_params({
             "verbose": 1 if verbose == "auto" else verbose,
@@ -176,7 +180,7 @@ class TwoPhaseModel(keras.Model):
 
     def run_step(self, step, batch):
         """Runs a training step, a loop of them where the batch has a leading axis of steps."""
-        if self._loop_length == 1:
+        if self.loop_length == 1:
             step(*batch)
         else:
 
@@ -184,7 +188,7 @@ class TwoPhaseModel(keras.Model):
                 step(*tf.nest.map_structure(lambda tensors: tensors[i], batch))
                 return i + 1
 
-            tf.while_loop(lambda i: i < self._loop_length, step_number, [0])
+            tf.while_loop(lambda i: i < self.loop_length, step_number, [0])
         return self._results(phase_2=self.phase_in_training == 2)
 
     def measure(self, loss, labels, logits):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -262,6 +263,43 @@ def test_mixed_precision(images, extra):
     assert model.soft_labels(x).sum(-1) == pytest.approx(1, abs=1e-5)
 
 
+DISTRIBUTE = """
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+sys.path.insert(0, sys.argv[1])
+from mln_keras import MetaLabelNet
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+rng = np.random.default_rng(0)
+x, y = rng.integers(0, 256, (40, 8, 8, 1), np.uint8), rng.integers(0, 4, 40, np.int32)
+ends = []
+for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        layers = keras.layers
+        net = keras.Sequential([
+            keras.Input((8, 8, 1)), layers.Rescaling(1 / 255), layers.Flatten(),
+            layers.Dense(16, activation="tanh"), layers.Dense(4),
+        ])
+        model = MetaLabelNet(net, 1, weight_decay=0.1)
+        model.compile(keras.optimizers.SGD(0.05, momentum=0.9), jit_compile=False)
+    model.fit((x, y), meta_data=(x[:16], y[:16]), batch_size=8, epochs=3, verbose=0)
+    ends.append([w.numpy() for w in net.trainable_variables + model.label_head.weights])
+for a, b in zip(*ends, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+"""
+
+
+def test_two_replicas_compute_what_one_does():
+    command = [sys.executable, "-c", DISTRIBUTE, str(Path(__file__).parents[1])]
+    subprocess.run(command, check=True)
+
+
 def test_standard_callbacks_together(images, tmp_path):
     class Rates(keras.callbacks.Callback):
         seen = []
@@ -467,12 +505,16 @@ def wrap(layer):
             r"expected logits of shape \(N, C\), received \('N', 6, 6, 4\)",
         ),
         (dense_net, {"warmup_epochs": -1}, "warmup_epochs: expected at least 0"),
-        (dense_net, {"inner_learning_rate": 0}, "inner_learning_rate: expected a number above 0"),
+        (dense_net, {"inner_learning_rate": 0}, "inner_learning_rate: expected a .*above 0"),
         (dense_net, {"weight_decay": -1e-4}, "weight_decay: expected at least 0"),
         (dense_net, {"label_head_init": "zeros"}, "label_head_init: expected one of random"),
         (
             subclassed, {"feature_extractor": "features", "label_head_init": "classifier"},
             "label_head_init: 'classifier' needs",
+        ),
+        (
+            lambda: wrap([layers.Dense(4, use_bias=False)]), {"label_head_init": "classifier"},
+            "with a bias",
         ),
     ],
 )  # fmt: skip
@@ -538,6 +580,14 @@ def test_float_images_are_refused_after_training_on_uint8(images):
             call(x / np.float32(255))
 
 
+def test_training_goes_on_with_images_of_the_same_type(images):
+    model = compiled(dense_net())
+    x, y = images(16)
+    model.fit((x, y), epochs=1, batch_size=8, verbose=0)
+    with pytest.raises(ValueError, match="expected uint8, as in training, received float32"):
+        model.fit((x / 255, y), epochs=1, batch_size=8, verbose=0)
+
+
 def test_soft_labels_need_phase_2(images):
     model = compiled(dense_net())
     with pytest.raises(ValueError, match="phase 2, which has not begun"):
@@ -547,8 +597,13 @@ def test_soft_labels_need_phase_2(images):
 def test_a_loss_that_is_nan_stops_with_epoch_and_step(images):
     model = compiled(dense_net())
     model.optimizer.learning_rate = 1e30
-    with pytest.raises(FloatingPointError, match=r"epoch 1, step \d+: the loss is (nan|inf)"):
+    with pytest.raises(FloatingPointError, match=r"epoch 1, step [2-5]: the loss is (nan|inf)"):
         model.fit(images(40), meta_data=images(16), epochs=2, batch_size=8, verbose=0)
+    by_xla = {"jit_compile": True, "steps_per_execution": 5}
+    model = compiled(dense_net(), compile_options=by_xla)
+    model.optimizer.learning_rate = 1e30
+    with pytest.raises(FloatingPointError, match="epoch 1, step 5: the loss is"):
+        model.fit(images(40), epochs=1, batch_size=8, verbose=0)
 
 
 # ---- what leaves it -----------------------------------------------------------------------------
