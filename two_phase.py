@@ -112,8 +112,8 @@ class TwoPhaseModel(keras.Model):
                 tf.data.Dataset of (images, labels) batches. Images (N, H, W, channels), labels
                 integer (N,) in [0, C), or -1 for a sample without a label.
             meta_data: the clean data, a pair or a Dataset likewise; it is repeated, in its order,
-                as often as needed; samples that do not fill a batch sit out. May be left out where no epoch of phase 2 is asked for: then
-                this is plain cross-entropy training.
+                as often as needed; samples that do not fill a batch sit out. May be left out where
+                no epoch of phase 2 is asked for: then this is plain cross-entropy training.
             unlabeled_data: images, or a Dataset of image batches, for phase 2 only.
             batch_size: N_b for arrays; a Dataset has its own.
             epochs, initial_epoch, verbose, callbacks: as `keras.Model.fit`.
