@@ -267,7 +267,7 @@ def plot_curves(path, runs):
     """
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure(figsize=(7, 4.2), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
     for directory, result in runs:
         with open(pathlib.Path(directory) / "history.csv", newline="") as file:
@@ -293,7 +293,7 @@ def plot_curves(path, runs):
     title = "{dataset}, {noise} noise, ratio {noise_ratio:g}, seed {seed}".format(**result)
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     with whole(path) as temporary:
         figure.savefig(temporary, dpi=150)
 
