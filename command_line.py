@@ -6,36 +6,39 @@ import os
 import tensorflow as tf
 from absl import flags
 
-from data import checks
+from data import checks, corruption
 
-NOISES = ("none", "uniform", "class_dependent", "feature_dependent", "human")
 METHODS = ("metalabelnet", "cross_entropy")
 
 
 def define_flags(recipes):
     """The flags, in a set of their own so that importing this module defines none."""
     f = flags.FlagValues()
-    recipe = "Default: the recipe's."
 
-    def define(kind, name, default, text):
-        getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=f)
+    def define(kind, name, default, text, **more):
+        values = {d: getattr(recipe, name, None) for d, recipe in recipes.items()}
+        if None not in values.values():
+            text += f" Default: {', '.join(f'{v} ({d})' for d, v in values.items())}."
+        getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=f, **more)
 
-    define("string", "dataset", None, f"One of {', '.join(recipes)}. Left out, together with "
-           "--method: both methods on digits, a demonstration.")
+    define("string", "dataset", None, f"One of {', '.join(recipes)}. Default: digits, "
+           "and without --method too, both methods side by side: a demonstration.")
     define("string", "data_dir", None, "TensorFlow Datasets directory. Default: TFDS' own.")
-    define("string", "noise", None, f"One of {', '.join(NOISES)}. {recipe}")
-    define("float", "noise_ratio", None, f"Share of wrong labels, 0 to 1. {recipe}")
+    define("string", "noise", None, f"One of {', '.join(corruption.NAMES)}.")
+    define("float", "noise_ratio", None, "Share of wrong labels, 0 to 1; for human 0.09, 0.17 "
+           "or 0.4, CIFAR-10N's aggregate, random 1 and worst labels.")
     define("string", "noise_probs", None, "For --noise feature_dependent: .npy file, float (N, C), "
-           "of a teacher's probabilities on the training images. Default: train that teacher.")
-    define("integer", "meta_size", None, f"Number of clean meta samples. {recipe}")
-    define("integer", "unlabeled_size", None, "Training samples whose label is removed. Default: 0")
+           "of a teacher's probabilities on the training images. Default: train that teacher, "
+           "once a seed, and keep its probabilities in ~/.keras/mln_keras_teachers.")
+    define("integer", "meta_size", None, "Number of clean meta samples.")
+    define("integer", "unlabeled_size", None, "Training samples whose label is removed.")
     define("string", "method", None, f"One of {', '.join(METHODS)}. Default: metalabelnet.")
-    define("integer", "epochs", None, f"Epochs of both phases together. {recipe}")
-    define("integer", "warmup_epochs", None, f"Epochs of phase 1. {recipe}")
-    define("integer", "batch_size", None, f"Of training and meta batches. {recipe}")
-    define("float", "learning_rate", None, f"Of the classifier, before its drops. {recipe}")
-    define("float", "meta_learning_rate", None, f"Of the label head. {recipe}")
-    define("float", "inner_learning_rate", None, f"Of the step of Eq. 5. {recipe}")
+    define("integer", "epochs", None, "Epochs of both phases together.")
+    define("integer", "warmup_epochs", None, "Epochs of phase 1.")
+    define("integer", "batch_size", None, "Of training and meta batches.")
+    define("float", "learning_rate", None, "λ, of the classifier, before the recipe's drops.")
+    define("float", "meta_learning_rate", None, "β, of the label head.")
+    define("float", "inner_learning_rate", None, "α, of the step from θ to θ̂ (Eq. 5).")
     define("integer", "seed", 0, "Of splits, noise, initial weights, order and augmentation.")
     define("string", "output_dir", None, "Default: runs/DATASET-NOISE-RATIO-METHOD-seedN.")
     define("bool", "resume", False, "Continue the run in --output_dir from its last epoch.")
@@ -43,7 +46,7 @@ def define_flags(recipes):
     define("bool", "jit_compile", None, "Compile the step with XLA. Default: where there is a GPU.")
     define("integer", "steps_per_execution", None,
            "Steps a call, at most. Default: 30 on a GPU, else 1.")
-    define("bool", "help", False, "Show this help.")
+    define("bool", "help", False, "Show this help.", short_name="h")
     return f
 
 
@@ -74,7 +77,7 @@ def parse_settings(argv, recipes, description):
         print(f"{description}\n{f.get_help()}")
         return None, None
     given = f.flag_values_dict()
-    del given["help"]
+    del given["help"], given["h"]
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     defaults = {"jit_compile": on_gpu, "steps_per_execution": 30 if on_gpu else 1}
     if given["dataset"] is not None:
@@ -103,7 +106,7 @@ def parse_settings(argv, recipes, description):
 
 
 def _check_settings(settings):
-    checks.one_of("--noise", settings["noise"], NOISES)
+    checks.one_of("--noise", settings["noise"], corruption.NAMES)
     if not 0 <= settings["noise_ratio"] <= 1:
         raise ValueError(f"--noise_ratio: expected 0 to 1, received {settings['noise_ratio']}")
     if settings["noise"] == "none" and settings["noise_ratio"] != 0:
@@ -122,7 +125,7 @@ def _check_settings(settings):
             f"--warmup_epochs: expected fewer than --epochs={settings['epochs']}, received "
             f"{settings['warmup_epochs']}, so phase 2 would never begin"
         )
-    if settings["batch_size"] > settings["meta_size"]:
+    if settings["method"] != "cross_entropy" and settings["batch_size"] > settings["meta_size"]:
         raise ValueError(
             f"--batch_size: expected at most --meta_size={settings['meta_size']}, received "
             f"{settings['batch_size']}"

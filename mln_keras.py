@@ -17,6 +17,7 @@ learning rate, λ and β the learning rates of the classifier and of the label h
 import dataclasses
 import functools
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -62,7 +63,7 @@ class MetaLabelNet(TwoPhaseModel):
         label_head_init: "random", or "classifier" to start phase 2 from the classifier's last
             layer.
         meta_batch_norm: whether the meta batch also moves the running averages of batch norm.
-        seed: integer; with the epoch it decides the order of batches made from arrays.
+        seed: integer, at least 0; with the epoch it decides the order of batches made from arrays.
 
     Raises:
         ValueError: for a classifier without logits of shape (N, C) or without findable features,
@@ -99,7 +100,8 @@ class MetaLabelNet(TwoPhaseModel):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        checks.at_least("warmup_epochs", warmup_epochs, 0)
+        checks.integer("warmup_epochs", warmup_epochs, 0)
+        checks.integer("seed", seed, 0)
         checks.positive("inner_learning_rate", inner_learning_rate)
         checks.at_least("entropy_weight", entropy_weight, 0)
         checks.at_least("weight_decay", weight_decay, 0)
@@ -116,8 +118,8 @@ class MetaLabelNet(TwoPhaseModel):
         self.meta_batch_norm = meta_batch_norm
         self.seed = seed
 
-        layers.set_max_pooling_float32(classifier)
         self.image_shape, self.num_classes = layers.classifier_shapes(classifier)
+        layers.set_max_pooling_float32(classifier)
         self._features, num_features = layers.find_features(
             classifier, feature_extractor, self.image_shape
         )
@@ -161,8 +163,8 @@ class MetaLabelNet(TwoPhaseModel):
             optimizer: of the classifier, λ in Eq. 13; the paper's is SGD with momentum 0.9.
             meta_optimizer: of the label head, β in Eq. 10; another instance than `optimizer`.
                 None is the paper's Adam, 1e-2.
-            metrics: Keras metrics of (given labels, class probabilities); unlabeled samples have
-                weight 0.
+            metrics: Keras metrics of (given labels, class probabilities); they take sample
+                weights, and those of unlabeled samples are 0.
             jit_compile, run_eagerly: as `keras.Model.compile`.
             steps_per_execution: at most how many steps run in one call. With `jit_compile`, and
                 where batches have one shape and a divisor of their number allows it, they are one
@@ -178,7 +180,7 @@ class MetaLabelNet(TwoPhaseModel):
             )
         super().compile(
             optimizer=optimizer,
-            metrics=list(metrics),
+            weighted_metrics=list(metrics or ()),
             jit_compile=jit_compile,
             run_eagerly=run_eagerly,
             steps_per_execution=steps_per_execution,
@@ -202,10 +204,11 @@ class MetaLabelNet(TwoPhaseModel):
 
     def call(self, images, training=False):
         """Class probabilities, float32 (N, C), of images (N, H, W, channels)."""
+        checks.image_dtype(images, self.image_dtype)
         return ops.softmax(self.logits(images, training))
 
     def logits(self, images, training):
-        checks.image_dtype(images, self.image_dtype)
+        """f_θ(x) before its softmax, float32 (N, C), of images (N, H, W, channels)."""
         images = ops.cast(images, keras.config.floatx())
         return ops.cast(self.classifier(images, training=training), keras.config.floatx())
 
@@ -214,18 +217,14 @@ class MetaLabelNet(TwoPhaseModel):
         return self.run_step(self._warmup_step if warms_up else self._phase_2_step, batch)
 
     def _warmup_step(self, images, labels):
-        """Phase 1: one step on the cross-entropy with the given labels, unlabeled ones left out."""
+        """Phase 1: one step on the cross-entropy with the given labels."""
         θ = self.classifier.trainable_variables
-        is_labeled = ops.cast(labels >= 0, keras.config.floatx())
         with tf.GradientTape() as tape:
             logits = self.logits(self._augment(images), training=True)
-            losses = layers.cross_entropy(tf.maximum(labels, 0), logits)
-            loss = tf.math.divide_no_nan(
-                tf.reduce_sum(losses * is_labeled), tf.reduce_sum(is_labeled)
-            )
+            loss = tf.reduce_mean(layers.cross_entropy(labels, logits))
             objective = loss + self._regularization()
-        self._descend(self.optimizer, _gradient(tape, objective, θ), θ)
-        self.measure(loss, labels, logits)
+        self._apply_gradients(self.optimizer, _gradient(tape, objective, θ), θ)
+        self.update_metrics(loss, labels, logits)
 
     def begin_phase_2(self):
         """Freezes a copy of the classifier as the feature extractor, and starts the label head."""
@@ -246,7 +245,10 @@ class MetaLabelNet(TwoPhaseModel):
         return ops.cast(ops.reshape(features, (ops.shape(images)[0], -1)), keras.config.floatx())
 
     def _phase_2_step(self, noisy_batch, meta_batch):
-        """Phase 2: Algorithm 1 on one batch. The given labels are compared with, never used."""
+        """Phase 2: Algorithm 1 on one batch. The given labels are compared with, never used.
+
+        Each batch is (images (N, H, W, channels), int32 labels (N,)).
+        """
         (x, given_labels), (x_meta, y_meta) = noisy_batch, meta_batch
         θ, φ = self.classifier.trainable_variables, self.label_head.trainable_variables
         α = self.inner_learning_rate
@@ -257,26 +259,26 @@ class MetaLabelNet(TwoPhaseModel):
             with tf.GradientTape(persistent=True) as tape:
                 logits = self.logits(x, training=True)
                 regularization = self._regularization()
-                loss_c = self._mean(layers.kl_divergence(logits, self.label_head(v)))  # Eq. 4, 6-8
+                loss_c = self._classification_loss(logits, self.label_head(v))  # Eq. 4, 6
             gradients = _mean_over_replicas(_gradient(tape, loss_c, θ))
             θ_hat = [w - α * g for w, g in zip(θ, gradients)]  # Eq. 5
             meta_logits = self._logits_at(θ_hat, x_meta)
             meta_loss = tf.reduce_mean(layers.cross_entropy(y_meta, meta_logits))  # Eq. 9
-        self._descend(self.meta_optimizer, _gradient(meta_tape, meta_loss, φ), φ)  # Eq. 10
+        self._apply_gradients(self.meta_optimizer, _gradient(meta_tape, meta_loss, φ), φ)  # Eq. 10
 
         soft_label_logits = tf.stop_gradient(self.label_head(v))
-        with tape:
-            loss_c = self._mean(layers.kl_divergence(logits, soft_label_logits))  # Eq. 11
+        with tape:  # records on: f(x) is the forward pass of above
+            loss_c = self._classification_loss(logits, soft_label_logits)  # Eq. 11
             loss_e = self._mean(layers.entropy(logits))  # Eq. 12
             loss = loss_c + self.entropy_weight * loss_e
             objective = loss + regularization
-        self._descend(self.optimizer, _gradient(tape, objective, θ), θ)  # Eq. 13
+        self._apply_gradients(self.optimizer, _gradient(tape, objective, θ), θ)  # Eq. 13
 
         self.meta_loss.update_state(meta_loss)
         self.soft_label_entropy.update_state(layers.entropy(soft_label_logits))
         agreement = ops.argmax(soft_label_logits, -1) == ops.cast(given_labels, "int32")
         self.soft_label_agreement.update_state(agreement, sample_weight=given_labels >= 0)
-        self.measure(loss, given_labels, logits)
+        self.update_metrics(loss, given_labels, logits)
 
     def _logits_at(self, θ_hat, images):
         """f_θ̂ in training mode. θ̂ is thrown away; the batch norm statistics may stay."""
@@ -290,17 +292,20 @@ class MetaLabelNet(TwoPhaseModel):
                 state.assign(new)
         return logits
 
+    def _classification_loss(self, logits, soft_label_logits):
+        return self._mean(layers.kl_divergence(logits, soft_label_logits))  # Eq. 7, 8
+
     def _mean(self, losses):
         """Mean over the batch, and over the classes where the authors' reduction is asked for."""
         return tf.reduce_mean(losses) / (self.num_classes if self.average_over_classes else 1)
 
     def _regularization(self):
-        return tf.add_n(self.classifier.losses) if self.classifier.losses else 0.0
+        return sum(ops.cast(loss, keras.config.floatx()) for loss in self.classifier.losses)
 
     def _augment(self, images):
         return images if self.augmentation is None else self.augmentation(images, training=True)
 
-    def _descend(self, optimizer, gradients, weights):
+    def _apply_gradients(self, optimizer, gradients, weights):
         """One step of an optimizer, which adds up what the replicas of tf.distribute give it."""
         share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
         decayed = [share * (g + self.weight_decay * w) for g, w in zip(gradients, weights)]
@@ -323,7 +328,7 @@ class MetaLabelNet(TwoPhaseModel):
             raise ValueError("soft_labels: the label head learns in phase 2, which has not begun")
         checks.images("images", images, self.image_shape, self.image_dtype)
         soft_labels = tf.function(lambda x: ops.softmax(self.label_head(self._extract_features(x))))
-        spans = range(0, len(images), batch_size)
+        spans = range(0, max(1, len(images)), batch_size)
         return np.concatenate([soft_labels(images[i : i + batch_size]).numpy() for i in spans])
 
     def export(self, filepath):
@@ -421,16 +426,16 @@ EVALUATION_BATCH = 1000
 
 
 def load_splits(settings, recipe):
-    """Loads the data set, corrupts its labels, draws meta and test set, removes labels."""
+    """Loads the data set, draws meta and test set, removes labels, corrupts the rest."""
     source = data.LOADERS[settings["dataset"]](settings["data_dir"])
-    num_train = len(source.train_labels)
-    num_labeled = num_train - settings["unlabeled_size"]
-    for name, least, most, what in (
-        ("meta_size", 1, source.largest_meta_size, source.name),
-        ("unlabeled_size", 0, num_train - 1, source.name),
-        ("batch_size", 1, num_labeled, f"{num_labeled} labeled training samples"),
-    ):
-        checks.within(f"--{name}", settings[name], least, most, what)
+    splits = data.source.make_splits(
+        source,
+        meta_size=settings["meta_size"],
+        unlabeled_size=settings["unlabeled_size"],
+        seed=settings["seed"],
+    )
+    num_labeled = np.sum(splits.given_labels >= 0)
+    checks.within("batch_size", settings["batch_size"], 1, num_labeled, "the labeled samples")
     labels = data.corruption.corrupt(
         source,
         settings["noise"],
@@ -440,13 +445,7 @@ def load_splits(settings, recipe):
         probabilities_file=settings["noise_probs"],
         build_teacher=recipe.build_classifier,
     )
-    return data.source.make_splits(
-        source,
-        labels,
-        meta_size=settings["meta_size"],
-        unlabeled_size=settings["unlabeled_size"],
-        seed=settings["seed"],
-    )
+    return splits.with_labels(labels)
 
 
 def build_model(settings, recipe):
@@ -485,8 +484,9 @@ def run(settings, recipe, splits):
             (splits.test_images, splits.test_labels),
         )
     )
-    on_terminal = sys.stdout.isatty()
-    recorder = outputs.RunRecorder(directory, settings, test, state, print_lines=not on_terminal)
+    recorder = outputs.RunRecorder(directory, settings, test, state)
+    print(f"{settings['method']} on {outputs.versions()['device']}: {directory}, from epoch "
+          f"{len(recorder.rows) + 1} to {recipe.epochs}", flush=True)
     model.fit(
         (splits.train_images, splits.given_labels),
         meta_data=(splits.meta_images, splits.meta_labels) if trains_phase_2 else None,
@@ -495,7 +495,7 @@ def run(settings, recipe, splits):
         initial_epoch=state["epoch"] if state else 0,
         validation_data=meta,
         callbacks=[keras.callbacks.LearningRateScheduler(recipe.learning_rate_at), recorder],
-        verbose=1 if on_terminal else 0,
+        verbose=1 if sys.stdout.isatty() else 0,
     )
     if trains_phase_2:
         soft_labels = model.soft_labels(splits.train_images)
@@ -514,13 +514,20 @@ def run(settings, recipe, splits):
 def demonstrate(settings):
     """The two runs of the demonstration: settings with method and directory of each."""
     parent = settings["output_dir"]
-    own = (*METHODS, "curves.png") if os.path.isdir(os.path.join(parent, METHODS[0])) else ()
+    own = ()
+    if os.path.isdir(os.path.join(parent, METHODS[0])):
+        own = (*METHODS, "curves.png", ".writing-curves.png")
     outputs.check_holds_only(parent, lambda path: path.name in own)
     return [settings | {"method": m, "output_dir": os.path.join(parent, m)} for m in METHODS]
 
 
 def main(argv):
-    """Runs the command line; returns its exit status: 2 for bad input, 1 for a loss that is NaN."""
+    """Runs the command line.
+
+    Returns:
+        The exit status: 2 for bad input, 1 for a loss that is not finite, 130 for Ctrl-C.
+    """
+    settings = {}
     try:
         settings, recipe = parse_settings(argv, RECIPES, __doc__)
         if settings is None:
@@ -540,12 +547,12 @@ def main(argv):
             for one in runs:
                 outputs.make_directory(one["output_dir"])
     except ValueError as error:
-        print(f"mln_keras.py: {error}", file=sys.stderr)
+        names_flag = re.match("[a-z_]*", str(error))[0] in (settings or {})
+        print(f"mln_keras.py: {'--' if names_flag else ''}{error}", file=sys.stderr)
         return 2
     results = []
     for one, result in zip(runs, finished):
         if result is None:
-            print(f"{one['method']}: {one['output_dir']}", flush=True)
             try:
                 result = run(one, recipe, splits)
             except FloatingPointError as error:
@@ -554,6 +561,9 @@ def main(argv):
                     "no checkpoint, as no epoch was done")
                 print(f"mln_keras.py: {error}; {one['output_dir']} keeps {kept}", file=sys.stderr)
                 return 1
+            except KeyboardInterrupt:
+                print("\nmln_keras.py: interrupted; --resume continues this run", file=sys.stderr)
+                return 130
         else:
             print(f"{one['method']}: {one['output_dir']} holds this run, finished")
         results.append(result)

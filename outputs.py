@@ -20,7 +20,7 @@ NOT_PART_OF_A_RUN = ("output_dir", "data_dir", "resume")
 
 
 @contextlib.contextmanager
-def whole(path):
+def atomic_write(path):
     """Yields a temporary path beside `path`, with the same ending; renames it when it is whole."""
     path = pathlib.Path(path)
     temporary = path.with_name(f".writing-{path.name}")
@@ -43,7 +43,7 @@ def _remove(path):
 
 
 def write_json(path, content):
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -152,12 +152,12 @@ def save_checkpoint(directory, model, state, is_best):
     """
     path = _checkpoint(directory, state["epoch"])
     path.parent.mkdir(exist_ok=True)
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.mkdir()
         model.save_weights(temporary / "model.weights.h5")
         write_json(temporary / "state.json", state)
         if is_best:
-            with whole(best_weights(directory, state["epoch"])) as best:
+            with atomic_write(best_weights(directory, state["epoch"])) as best:
                 shutil.copyfile(temporary / "model.weights.h5", best)
     _remove_other_checkpoints(directory, state["epoch"], state["best_epoch"])
 
@@ -190,7 +190,7 @@ def best_weights(directory, epoch):
 
 def write_history(directory, rows):
     """history.csv: one row an epoch; what a phase does not have is left empty."""
-    with whole(pathlib.Path(directory) / "history.csv") as temporary:
+    with atomic_write(pathlib.Path(directory) / "history.csv") as temporary:
         with open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
@@ -199,7 +199,7 @@ def write_history(directory, rows):
 
 def write_soft_labels(directory, given_labels, soft_labels):
     """soft_labels.npz: `index`, `given_labels` (-1: none) and `soft_labels`, a row a sample."""
-    with whole(pathlib.Path(directory) / "soft_labels.npz") as temporary:
+    with atomic_write(pathlib.Path(directory) / "soft_labels.npz") as temporary:
         np.savez_compressed(
             temporary,
             index=np.arange(len(given_labels)),
@@ -277,11 +277,12 @@ def plot_curves(path, runs):
             [100 * float(row[name]) for row in rows] for name in ("test_accuracy", "meta_accuracy")
         )
         name = result["method"].replace("_", "-")
-        line = axes.plot(epochs, test, label=f"{name}, test set")[0]
+        color = {"metalabelnet": "tab:blue", "cross_entropy": "tab:orange"}[result["method"]]
+        axes.plot(epochs, test, color=color, label=f"{name}, test set")
         if len(runs) == 1:
-            axes.plot(epochs, meta, linewidth=0.8, label=f"{name}, meta set")
+            axes.plot(epochs, meta, color="0.6", linewidth=0.8, label=f"{name}, meta set")
         axes.plot(
-            result["best_epoch"], 100 * result["test_accuracy"], "o", color=line.get_color(),
+            result["best_epoch"], 100 * result["test_accuracy"], "o", color=color,
             label=f"{name}, best epoch by meta set: {100 * result['test_accuracy']:.1f} %",
         )  # fmt: skip
         if result["warmup_epochs"]:
@@ -294,7 +295,7 @@ def plot_curves(path, runs):
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title=title)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
 
 
@@ -321,9 +322,9 @@ def write_results(directory, model, settings, rows, **more):
     write_history(directory, rows)
     _remove_other_checkpoints(directory, rows[-1]["epoch"], result["best_epoch"])
     model.load_weights(best_weights(directory, result["best_epoch"]))
-    with whole(directory / "model.keras") as temporary:
+    with atomic_write(directory / "model.keras") as temporary:
         model.save(temporary)
-    with whole(directory / "saved_model") as temporary:
+    with atomic_write(directory / "saved_model") as temporary:
         model.export(temporary)
     plot_curves(directory / "curves.png", [(directory, result)])
     write_json(directory / "result.json", result)
@@ -331,7 +332,8 @@ def write_results(directory, model, settings, rows, **more):
 
 
 class RunRecorder(keras.callbacks.Callback):
-    """After each epoch: measures the test set, keeps history.csv, best weights and checkpoint.
+    """After each epoch: measures the test set, keeps history.csv, best weights and checkpoint, and
+    prints a line.
 
     The model must be fitted with the meta set as `validation_data`.
 
@@ -340,15 +342,13 @@ class RunRecorder(keras.callbacks.Callback):
         flags: dict, saved with the checkpoint.
         test_data: tf.data.Dataset of (images, labels) batches.
         state: a checkpoint's, to continue from; None for a new run.
-        print_lines: whether to print one line an epoch.
     """
 
-    def __init__(self, directory, flags, test_data, state=None, print_lines=True):
+    def __init__(self, directory, flags, test_data, state=None):
         super().__init__()
         self.directory = directory
         self.flags = flags
         self.test_data = test_data
-        self.print_lines = print_lines
         self.rows = state["rows"] if state else []
         self.best_epoch = state["best_epoch"] if state else None
         self.seconds = state["seconds"] if state else 0.0
@@ -371,8 +371,9 @@ class RunRecorder(keras.callbacks.Callback):
         absent = self.model.phase_2_metrics if row["phase"] == 1 else ()
         for name, value in row.items():
             if name not in absent and not math.isfinite(value):
+                steps = self.params["steps"] * self.model.loop_length
                 raise FloatingPointError(
-                    f"training stopped at epoch {epoch + 1}, step {self.params['steps']}, its "
+                    f"training stopped at epoch {epoch + 1}, step {steps}, its "
                     f"last: the {name} is {value}; lower the learning rates"
                 )
         self.rows.append(row | dict.fromkeys(absent))
@@ -385,8 +386,7 @@ class RunRecorder(keras.callbacks.Callback):
         self.seconds += took
         save_checkpoint(self.directory, self.model, self._state(epoch), is_best)
         write_history(self.directory, self.rows)
-        if self.print_lines:
-            self._print(row, took)
+        self._print(row, took)
 
     def _state(self, epoch):
         return {
@@ -398,10 +398,11 @@ class RunRecorder(keras.callbacks.Callback):
         }
 
     def _print(self, row, took):
-        phase = "warm-up" if row["phase"] == 1 else "phase 2"
+        phase = {1: "warm-up  ", 2: "phase 2  "}[row["phase"]]
+        phase = phase if self.flags["method"] == "metalabelnet" else ""
         meta = "" if row["phase"] == 1 else f"  meta loss {row['meta_loss']:.4f}"
         print(
-            f"epoch {row['epoch']:>3} {phase}  loss {row['loss']:.4f}{meta}  accuracy: "
+            f"epoch {row['epoch']:>3}  {phase}loss {row['loss']:.4f}{meta}  accuracy: "
             f"given labels {row['accuracy']:.4f}, meta {row['meta_accuracy']:.4f}, "
             f"test {row['test_accuracy']:.4f}  {took:.1f} s",
             flush=True,

@@ -5,6 +5,7 @@ What is learned, and from what, is in mln_keras.py; here is how `fit` gets there
 
 import functools
 import math
+import re
 
 import keras
 import tensorflow as tf
@@ -12,6 +13,11 @@ from keras import ops
 
 import layers
 from data import checks, pipeline
+
+FIT_ARGUMENTS = (  # of keras.Model.fit, passed on
+    "validation_data", "validation_batch_size", "validation_freq", "validation_steps",
+    "steps_per_epoch",
+)  # fmt: skip
 
 
 class TwoPhaseCallbacks(keras.callbacks.CallbackList):
@@ -31,21 +37,20 @@ class TwoPhaseCallbacks(keras.callbacks.CallbackList):
         super().__init__(callbacks, **kwargs)
         self._metric_names = metric_names
         self._epoch = None
-        self._begun = False
         self._last_logs = None
 
+    def begin(self):
+        super().on_train_begin()
+
     def on_train_begin(self, logs=None):
-        if not self._begun:
-            super().on_train_begin(logs)
-            self._begun = True
+        """Begins one phase; `begin` begins the training."""
 
     def on_train_end(self, logs=None):
         """Ends one phase; `finish` ends the training."""
         self._last_logs = logs
 
     def finish(self):
-        if self._begun:
-            super().on_train_end(self._last_logs)
+        super().on_train_end(self._last_logs)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = self.model.current_epoch = epoch
@@ -66,8 +71,11 @@ class TwoPhaseCallbacks(keras.callbacks.CallbackList):
             self._flush_futures()
         logs = {name: float(value) for name, value in logs.items()}
         every_column = logs | {n: math.nan for n in self._metric_names if n not in logs}
+        if self._progbar is not None:  # first, so that what others print comes below the bar
+            self._progbar.on_epoch_end(epoch, logs)
         for callback in self.callbacks:
-            callback.on_epoch_end(epoch, logs if callback is self._progbar else every_column)
+            if callback is not self._progbar:
+                callback.on_epoch_end(epoch, every_column)
 
 
 class TwoPhaseModel(keras.Model):
@@ -76,8 +84,9 @@ class TwoPhaseModel(keras.Model):
     A subclass sets the attributes classifier, augmentation, image_shape, num_classes,
     warmup_epochs, seed, and `phase`, an integer variable that is 1 until its `begin_phase_2` sets
     it to 2. Its `train_step` runs a step of `phase_in_training` through `run_step`, and a step
-    calls `measure`. `phase_2_metrics` names the metrics that only phase 2 has, `config_names` the
-    constructor's arguments of plain types. `current_epoch` is the epoch that is being trained,
+    calls `update_metrics`. `phase_2_metrics` names the metrics that only phase 2 has,
+    `config_names` the constructor's arguments of plain types. `current_epoch` is the epoch that is
+    being trained,
     `image_dtype` the name of the training images' dtype, None before training, and `loop_length`
     the number of steps in a program.
     """
@@ -110,24 +119,37 @@ class TwoPhaseModel(keras.Model):
         Args:
             x: the noisy data: images with `y` their labels, a pair (images, labels), or a
                 tf.data.Dataset of (images, labels) batches. Images (N, H, W, channels), labels
-                integer (N,) in [0, C), or -1 for a sample without a label.
-            meta_data: the clean data, a pair or a Dataset likewise; it is repeated, in its order,
-                as often as needed; samples that do not fill a batch sit out. May be left out where
-                no epoch of phase 2 is asked for: then this is plain cross-entropy training.
-            unlabeled_data: images, or a Dataset of image batches, for phase 2 only.
+                integer (N,) in [0, C); in an array also -1, for a sample without a label.
+            meta_data: the clean data, a pair or a Dataset likewise; its batches come round in their
+                order, on across the epochs, and the samples of an array that do not fill a batch
+                sit out. May be left out where no epoch of phase 2 is asked for: then this is
+                plain cross-entropy training.
+            unlabeled_data: images, or a Dataset of image batches where x is one, for phase 2 only.
             batch_size: N_b for arrays; a Dataset has its own.
-            epochs, initial_epoch, verbose, callbacks: as `keras.Model.fit`.
-            **kwargs: `validation_data`, `validation_batch_size`, `validation_freq`,
-                `validation_steps` and `steps_per_epoch` of `keras.Model.fit`.
+            epochs, verbose, callbacks: as `keras.Model.fit`.
+            initial_epoch: how many epochs the model has been trained for, to continue there.
+            **kwargs: `FIT_ARGUMENTS`, as `keras.Model.fit`; `steps_per_epoch` for a Dataset
+                without end only.
 
         Returns:
             keras.callbacks.History; the metrics that only phase 2 has are NaN in warm-up.
 
         Raises:
-            ValueError: for data that do not fit together, one line that names the argument.
+            TypeError: for another argument.
+            ValueError: for data that do not fit together, one line that names the argument (for
+                labels in a Dataset when they come up), and before `compile`.
             FloatingPointError: where the loss is not finite, with epoch and step.
         """
+        unknown = sorted(set(kwargs) - set(FIT_ARGUMENTS))
+        if unknown:
+            raise TypeError(
+                f"fit: expected no argument but its own and {', '.join(FIT_ARGUMENTS)}; received "
+                f"{', '.join(unknown)}"
+            )
+        if not self.compiled:
+            raise ValueError("fit: call compile() before fit()")
         warmup_end = min(epochs, self.warmup_epochs)
+        warms_up = initial_epoch < warmup_end and self.phase == 1
         if meta_data is None and epochs > warmup_end:
             raise ValueError(
                 f"meta_data: needed from epoch {warmup_end} on, where phase 2 begins; "
@@ -141,42 +163,56 @@ class TwoPhaseModel(keras.Model):
         labeled, noisy, meta = pipeline.training_data(
             x if y is None else (x, y), meta_data, unlabeled_data, self.image_shape,
             self.num_classes, batch_size, seed=self.seed, epoch=lambda: self.current_epoch,
+            warms_up=bool(warms_up),
         )
-        checks.image_dtype(labeled.element_spec[0], self.image_dtype)
-        self.image_dtype = labeled.element_spec[0].dtype.name
+        if kwargs.get("steps_per_epoch") and int(noisy.cardinality()) >= 0:
+            raise ValueError(
+                "steps_per_epoch: is for a tf.data.Dataset without end, as an epoch of any other "
+                "begins with its first batch"
+            )
+        checks.image_dtype(noisy.element_spec[0], self.image_dtype)
+        self.image_dtype = noisy.element_spec[0].dtype.name
 
         watch = TwoPhaseCallbacks(
             callbacks, self.phase_2_metrics, model=self, add_history=True, add_progbar=verbose != 0
         )
-        fit_phase = functools.partial(
-            self._fit_phase, callbacks=watch, verbose=verbose, initial_epoch=initial_epoch, **kwargs
-        )
+        watch.set_params({
+            "verbose": 1 if verbose == "auto" else verbose, "epochs": epochs, "steps": None,
+        })
         self.stop_training = False
+        watch.begin()  # here BackupAndRestore restores, and sets _initial_epoch
+        initial_epoch, self._initial_epoch = self._initial_epoch or initial_epoch, None
+        fit_phase = functools.partial(
+            self._fit_phase, callbacks=watch, verbose=verbose, **kwargs
+        )
         if initial_epoch < warmup_end and self.phase == 1:
-            fit_phase(1, labeled, epochs=warmup_end)
+            fit_phase(1, labeled, epochs=warmup_end, initial_epoch=initial_epoch)
         if epochs > warmup_end and not self.stop_training:
             if self.phase == 1:
                 self.begin_phase_2()
-            fit_phase(2, tf.data.Dataset.zip(noisy, meta.repeat()),
-                      epochs=epochs, initial_epoch=max(initial_epoch, warmup_end))
+            both = pipeline.with_meta(noisy, meta, epoch=lambda: self.current_epoch)
+            fit_phase(2, both, epochs=epochs, initial_epoch=max(initial_epoch, warmup_end))
         watch.finish()
         return self.history
 
-    def _fit_phase(self, phase, dataset, callbacks, verbose, epochs, **kwargs):
+    def _fit_phase(self, phase, dataset, callbacks, verbose, **kwargs):
         self.phase_in_training, self.loop_length = phase, 1
-        if self.jit_compile and "steps_per_epoch" not in kwargs:
+        one_replica = self.distribute_strategy.num_replicas_in_sync == 1
+        if self.jit_compile and one_replica and "steps_per_epoch" not in kwargs:
             self.loop_length = pipeline.loop_length(dataset, self._steps_a_call)
         if self.loop_length > 1:
             dataset = dataset.batch(self.loop_length, drop_remainder=True)
         self.steps_per_execution = 1 if self.loop_length > 1 else self._steps_a_call
         steps = kwargs.get("steps_per_epoch") or int(dataset.cardinality())
-        callbacks.set_params({
-            "verbose": 1 if verbose == "auto" else verbose,
-            "epochs": epochs, "steps": steps if steps > 0 else None,
-        })
+        callbacks.set_params(callbacks.params | {"steps": steps if steps > 0 else None})
         self.make_train_function(force=True)
-        super().fit(dataset, epochs=epochs, callbacks=callbacks, verbose=verbose, shuffle=False,
-                    **kwargs)
+        try:
+            super().fit(dataset, callbacks=callbacks, verbose=verbose, shuffle=False, **kwargs)
+        except tf.errors.InvalidArgumentError as error:
+            wrong_labels = re.search(r"\w+: expected labels in \[0, \d+\)", str(error))
+            if wrong_labels is None:
+                raise
+            raise ValueError(wrong_labels[0]) from None
 
     def run_step(self, step, batch):
         """Runs a training step, a loop of them where the batch has a leading axis of steps."""
@@ -191,7 +227,7 @@ class TwoPhaseModel(keras.Model):
             tf.while_loop(lambda i: i < self.loop_length, step_number, [0])
         return self._results(phase_2=self.phase_in_training == 2)
 
-    def measure(self, loss, labels, logits):
+    def update_metrics(self, loss, labels, logits):
         """Updates the loss and the compiled metrics; unlabeled samples (-1) weigh nothing."""
         is_labeled = ops.cast(labels >= 0, keras.config.floatx())
         self._loss_tracker.update_state(loss)
@@ -203,8 +239,9 @@ class TwoPhaseModel(keras.Model):
 
     def test_step(self, batch):
         images, labels = batch
+        checks.image_dtype(images, self.image_dtype)
         logits = self.logits(images, training=False)
-        self.measure(layers.cross_entropy(labels, logits), labels, logits)
+        self.update_metrics(layers.cross_entropy(labels, logits), labels, logits)
         return self._results()
 
     def get_config(self):
@@ -226,6 +263,8 @@ class TwoPhaseModel(keras.Model):
         return model
 
     def get_compile_config(self):
+        if not self.compiled:
+            return None
         optimizers = {"optimizer": self.optimizer, "meta_optimizer": self.meta_optimizer}
         return keras.saving.serialize_keras_object(optimizers | self._compile_arguments)
 

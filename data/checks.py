@@ -1,11 +1,18 @@
 """Checks of arguments and arrays; each error is one line that names what is wrong and allowed."""
 
+import numbers
+
 import numpy as np
 
 
 def at_least(name, value, minimum):
     if not value >= minimum:
         raise ValueError(f"{name}: expected at least {minimum}, received {value}")
+
+
+def integer(name, value, minimum):
+    if not isinstance(value, numbers.Integral) or value < minimum:
+        raise ValueError(f"{name}: expected an integer, at least {minimum}, received {value!r}")
 
 
 def within(name, value, low, high, what):
@@ -78,7 +85,7 @@ def labels(name, labels, count, num_classes, allow_unlabeled=False):
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise ValueError(
             f"{name}: expected integer labels of shape ({count},), one an image, received "
-            f"{labels.dtype} {labels.shape}"
+            f"{labels.dtype} {labels.shape}; of one-hot labels pass argmax(-1)"
         )
     lowest = -1 if allow_unlabeled else 0
     wrong = (labels < lowest) | (labels >= num_classes)

@@ -2,10 +2,11 @@
 
 import os
 
-from data import cifar10, noise, teacher
+from data import checks, cifar10, noise, teacher
 
+NAMES = ("none", "uniform", "class_dependent", "feature_dependent", "human")
 # CIFAR-10N's label sets by the share of wrong labels that their authors give.
-HUMAN_LABELS = {0.09: "aggre_label", 0.17: "random_label1", 0.4: "worse_label"}
+HUMAN_LABELS_BY_RATIO = {0.09: "aggre_label", 0.17: "random_label1", 0.4: "worse_label"}
 
 
 def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None, build_teacher):
@@ -13,7 +14,7 @@ def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None
 
     Args:
         source: the `Source`.
-        name: "none", "uniform", "class_dependent", "feature_dependent" or "human".
+        name: one of `NAMES`.
         ratio: share of wrong labels; for "human" it says which of CIFAR-10N's label sets.
         seed: non-negative integer.
         data_dir: TensorFlow Datasets directory, for "human".
@@ -27,6 +28,7 @@ def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None
     Raises:
         ValueError: one line, where the noise does not fit the data set or a file cannot be used.
     """
+    checks.one_of("noise", name, NAMES)
     labels, num_classes = source.train_labels, source.num_classes
     if name == "none":
         return labels.copy()
@@ -45,9 +47,9 @@ def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None
         return noise.feature_dependent(labels, ratio, probabilities, seed)
     if source.name != "cifar10":
         raise ValueError(f"noise: human labels exist for cifar10 only, received {source.name}")
-    if ratio not in HUMAN_LABELS:
+    if ratio not in HUMAN_LABELS_BY_RATIO:
         raise ValueError(
-            f"noise_ratio: human labels exist for {', '.join(map(str, HUMAN_LABELS))}, "
+            f"noise_ratio: human labels exist for {', '.join(map(str, HUMAN_LABELS_BY_RATIO))}, "
             f"received {ratio}"
         )
-    return cifar10.human_labels(data_dir, HUMAN_LABELS[ratio])
+    return cifar10.human_labels(data_dir, HUMAN_LABELS_BY_RATIO[ratio])

@@ -1,7 +1,7 @@
 """Label noise as pure functions of their arguments: clean labels in, noisy labels out.
 
 Every count is exact, not drawn: a share r of n samples means int(n * r) of them. Which samples are
-hit is drawn from `numpy.random.default_rng(seed)`. Section IV-A, and PAPER_NOTES.md for the counts.
+hit is drawn from `numpy.random.default_rng(seed)`. The models are those of Section IV-A.
 """
 
 import numpy as np
@@ -99,9 +99,10 @@ def class_dependent(labels, transition, seed):
 
 
 def feature_dependent(labels, ratio, probabilities, seed):
-    """Flips the samples nearest to a teacher's decision boundary (Section IV-A, PAPER_NOTES.md).
+    """Flips the samples nearest to a teacher's decision boundary (Section IV-A).
 
-    First the samples that the teacher gets wrong, to its prediction, most confident first; then the
+    In the order of the authors' program:
+    first the samples that the teacher gets wrong, to its prediction, most confident first; then the
     others to the teacher's second class, largest probability of it first. Ties keep sample order.
 
     Args:

@@ -6,7 +6,7 @@ import tensorflow as tf
 from data import checks
 
 
-def batches(images, labels, batch_size, *, seed=None, epoch=None):
+def batches(images, labels, batch_size, *, seed=None, epoch=None, name="batch_size"):
     """Full batches of one split; the samples left over sit out this pass.
 
     An order that depends on nothing but (seed, epoch) is what makes a resumed run equal an
@@ -19,6 +19,7 @@ def batches(images, labels, batch_size, *, seed=None, epoch=None):
         seed: integer; None keeps the samples in their given order.
         epoch: function without arguments that returns the number of the pass that begins. It is
             called whenever an iterator is made. Needed with `seed`.
+        name: of the argument that the images came in, for the error.
 
     Returns:
         tf.data.Dataset of (images (batch_size, H, W, C), labels int32 (batch_size,)), with
@@ -27,10 +28,13 @@ def batches(images, labels, batch_size, *, seed=None, epoch=None):
     Raises:
         ValueError: where the batch is larger than the split.
     """
+    checks.integer("batch_size", batch_size, 1)
     count, steps = len(images), len(images) // batch_size
     if not steps:
-        raise ValueError(f"batch_size: expected at most the split's {count} samples, "
-                         f"received {batch_size}")
+        raise ValueError(
+            f"{name}: expected at least one batch, batch_size={batch_size} samples, "
+            f"received {count}"
+        )
     with tf.device("CPU"):
         images, labels = tf.convert_to_tensor(images), tf.cast(labels, tf.int32)
 
@@ -55,7 +59,7 @@ def mix(noisy, unlabeled):
     """The batches of both data sets, interleaved in proportion to their numbers.
 
     Args:
-        noisy: tf.data.Dataset of (images, labels) batches, of known cardinality.
+        noisy: tf.data.Dataset of (images, int32 labels) batches, of known cardinality.
         unlabeled: tf.data.Dataset of image batches, of known cardinality.
 
     Returns:
@@ -71,9 +75,8 @@ def mix(noisy, unlabeled):
             "unlabeled_data: mixing needs data sets of known length; "
             "use tf.data.experimental.assert_cardinality on the noisy and the unlabeled one"
         )
-    label_dtype = noisy.element_spec[1].dtype
     without_labels = unlabeled.map(
-        lambda images: (images, -tf.ones(tf.shape(images)[:1], label_dtype))
+        lambda images: (images, -tf.ones(tf.shape(images)[:1], tf.int32))
     )
     total = sum(counts)
     choices = tf.data.Dataset.range(total).map(
@@ -81,6 +84,29 @@ def mix(noisy, unlabeled):
     )
     mixed = tf.data.Dataset.choose_from_datasets([noisy, without_labels], choices)
     return mixed.apply(tf.data.experimental.assert_cardinality(total))
+
+
+def with_meta(noisy, meta, epoch):
+    """Each noisy batch with a meta batch; these come round in their order, on across the epochs.
+
+    Args:
+        noisy, meta: tf.data.Dataset of batches. Where the length of one is unknown, each epoch
+            begins with the first meta batch.
+        epoch: as `batches`.
+
+    Returns:
+        tf.data.Dataset of (noisy batch, meta batch).
+    """
+    steps, count = int(noisy.cardinality()), int(meta.cardinality())
+    if min(steps, count) < 1:
+        return tf.data.Dataset.zip(noisy, meta.repeat())
+
+    def from_here(_):
+        passed = tf.numpy_function(lambda: np.int64(epoch() * steps % count), [], tf.int64)
+        return meta.repeat().skip(tf.ensure_shape(passed, []))
+
+    endless = tf.data.Dataset.from_tensors(0).flat_map(from_here)
+    return tf.data.Dataset.zip(noisy, endless).apply(tf.data.experimental.assert_cardinality(steps))
 
 
 def loop_length(dataset, at_most):
@@ -102,7 +128,7 @@ def loop_length(dataset, at_most):
 
 
 def training_data(
-    noisy, meta, unlabeled, image_shape, num_classes, batch_size, *, seed, epoch
+    noisy, meta, unlabeled, image_shape, num_classes, batch_size, *, seed, epoch, warms_up=True
 ):
     """What `fit` was given, as the data sets of the two phases.
 
@@ -112,22 +138,25 @@ def training_data(
         image_shape: (H, W, channels) that the classifier takes.
         num_classes: C.
         batch_size, seed, epoch: as `batches`, for arrays.
+        warms_up: whether there will be a warm-up, which needs labels.
 
     Returns:
-        Three tf.data.Datasets of (images, labels) batches: for warm-up, without unlabeled arrays;
-        for phase 2; the meta set, once, or None.
+        Three tf.data.Datasets of (images, labels) batches: for warm-up, of the labeled samples
+        (None where these are too few and not needed); for phase 2; the meta set, once, or None.
 
     Raises:
         ValueError: one line that names the argument, what is wrong and what is allowed.
     """
     if isinstance(noisy, tf.data.Dataset):
-        labeled = every = _checked_dataset("x", noisy, image_shape)
+        labeled = every = _checked_dataset("x", noisy, image_shape, num_classes)
         dtype = labeled.element_spec[0].dtype.name
         if unlabeled is not None:
             if not isinstance(unlabeled, tf.data.Dataset):
                 checks.images("unlabeled_data", unlabeled, image_shape, dtype)
                 without = np.full(len(unlabeled), -1)
-                unlabeled = batches(unlabeled, without, batch_size, seed=seed, epoch=epoch)
+                unlabeled = batches(
+                    unlabeled, without, batch_size, seed=seed, epoch=epoch, name="unlabeled_data"
+                )
                 unlabeled = unlabeled.map(lambda images, labels: images)
             checks.images("unlabeled_data", unlabeled.element_spec, image_shape, dtype)
             every = mix(labeled, unlabeled)
@@ -146,20 +175,19 @@ def training_data(
             images = np.concatenate([images, np.asarray(unlabeled, images.dtype)])
             labels = np.concatenate([labels, np.full(len(unlabeled), -1, np.int32)])
             has_label = labels >= 0
-        every = labeled = batches(images, labels, batch_size, **order)
+        every = labeled = batches(images, labels, batch_size, **order, name="x")
         if not has_label.all():
-            labeled = batches(images[has_label], labels[has_label], batch_size, **order)
+            labeled = None
+            if warms_up or has_label.sum() >= batch_size:
+                labeled = batches(
+                    images[has_label], labels[has_label], batch_size, **order, name="x with labels"
+                )
     if meta is None:
         return labeled, every, None
     if isinstance(meta, tf.data.Dataset):
-        return labeled, every, _checked_dataset("meta_data", meta, image_shape, dtype)
+        return labeled, every, _checked_dataset("meta_data", meta, image_shape, num_classes, dtype)
     images, labels = _checked_arrays("meta_data", meta, image_shape, num_classes, dtype, False)
-    if batch_size > len(images):
-        raise ValueError(
-            f"meta_data: expected at least one batch, batch_size={batch_size} samples, received "
-            f"{len(images)}"
-        )
-    return labeled, every, batches(images, labels, batch_size)
+    return labeled, every, batches(images, labels, batch_size, name="meta_data")
 
 
 def _checked_arrays(name, pair, image_shape, num_classes, dtype, allow_unlabeled):
@@ -175,14 +203,24 @@ def _checked_arrays(name, pair, image_shape, num_classes, dtype, allow_unlabeled
     return images, checks.labels(name, pair[1], len(images), num_classes, allow_unlabeled)
 
 
-def _checked_dataset(name, dataset, image_shape, dtype=None):
+def _checked_dataset(name, dataset, image_shape, num_classes, dtype=None):
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) != 2:
         raise ValueError(f"{name}: expected a data set of (images, labels), received {spec}")
     checks.images(name, spec[0], image_shape, dtype)
+    if int(dataset.cardinality()) == 0:
+        raise ValueError(f"{name}: expected at least one batch, received an empty data set")
     if spec[1].shape.rank != 1 or not spec[1].dtype.is_integer:
         raise ValueError(
             f"{name}: expected integer labels of shape (N,), received "
             f"{spec[1].dtype.name} {spec[1].shape}"
         )
-    return dataset
+
+    def check_labels(images, labels):
+        labels = tf.cast(labels, tf.int32)
+        is_right = tf.reduce_all((labels >= 0) & (labels < num_classes))
+        wanted = f"{name}: expected labels in [0, {num_classes})"
+        with tf.control_dependencies([tf.debugging.Assert(is_right, [wanted])]):
+            return images, tf.identity(labels)
+
+    return dataset.map(check_labels, num_parallel_calls=tf.data.AUTOTUNE)

@@ -49,7 +49,7 @@ class Splits:
 
     Attributes:
         train_images: uint8 (N, H, W, channels).
-        given_labels: int32 (N,), noisy; -1 where the sample is unlabeled.
+        given_labels: int32 (N,); -1 where the sample is unlabeled.
         clean_labels: int32 (N,); for measuring only.
         meta_images, meta_labels: uint8 (K, H, W, channels) and int32 (K,), clean.
         test_images, test_labels: uint8 (T, H, W, channels) and int32 (T,), clean.
@@ -69,23 +69,27 @@ class Splits:
         labeled = self.given_labels >= 0
         return float(np.mean(self.given_labels[labeled] != self.clean_labels[labeled]))
 
+    def with_labels(self, labels):
+        """The same splits with other labels, integers (N,), for the samples that are labeled."""
+        given = np.where(self.given_labels < 0, -1, labels).astype(np.int32)
+        return dataclasses.replace(self, given_labels=given)
 
-def make_splits(source, given_labels, *, meta_size, unlabeled_size, seed):
-    """Draws the meta and test sets from the held-out samples, and hides some training labels.
+
+def make_splits(source, *, meta_size, unlabeled_size, seed):
+    """Draws the meta and test sets from the held-out samples, and removes some training labels.
 
     The held-out samples are shuffled by the seed. The first `source.test_size` are the test set, so
     it is the same for every meta size; the next `meta_size` are the meta set (Section IV-A).
 
     Args:
         source: the `Source`.
-        given_labels: integers (N,) in [0, C), the noisy training labels.
         meta_size: samples in the meta set, from 1 to what the test set leaves.
         unlabeled_size: training samples that lose their label for good, from 0 to N - 1 (Section
             V-E).
         seed: non-negative integer.
 
     Returns:
-        `Splits`.
+        `Splits`; the given labels are the clean ones still.
 
     Raises:
         ValueError: where an argument is outside what is said above.
@@ -94,14 +98,14 @@ def make_splits(source, given_labels, *, meta_size, unlabeled_size, seed):
         UserWarning: naming the classes of which the meta set holds no sample.
     """
     num_train = len(source.train_labels)
-    checks.within("meta size", meta_size, 1, source.largest_meta_size, source.name)
-    checks.within("unlabeled size", unlabeled_size, 0, num_train - 1, source.name)
-    given_labels = checks.labels("given labels", given_labels, num_train, source.num_classes)
+    checks.within("meta_size", meta_size, 1, source.largest_meta_size, source.name)
+    checks.within("unlabeled_size", unlabeled_size, 0, num_train - 1, source.name)
 
     rng = np.random.default_rng(seed)
     held_out = rng.permutation(len(source.held_out_labels))
     test = held_out[: source.test_size]
     meta = held_out[source.test_size : source.test_size + meta_size]
+    given_labels = source.train_labels.copy()
     given_labels[rng.permutation(num_train)[:unlabeled_size]] = -1
 
     meta_labels = source.held_out_labels[meta]

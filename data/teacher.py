@@ -4,6 +4,7 @@ Section IV-A: "a pre-trained network is used to map instances to the feature dom
 """
 
 import os
+import zlib
 from pathlib import Path
 
 import keras
@@ -16,7 +17,7 @@ from data.noise import check_probabilities
 def teacher_probabilities(source, build_classifier, cache_dir, seed=0, epochs=10, temperature=4.0):
     """Trains a teacher on the clean training labels, once, and returns what it says of each image.
 
-    The result is cached in `cache_dir` under a name made of the data set's name and size, seed,
+    The result is cached in `cache_dir` under a name made of the data set's name and pixels, seed,
     epochs and temperature. The classifier is not part of it: give each classifier its own folder.
 
     Args:
@@ -33,16 +34,20 @@ def teacher_probabilities(source, build_classifier, cache_dir, seed=0, epochs=10
         float32 (N, C).
 
     Raises:
-        ValueError: where `epochs` or `temperature` is outside what is said above, or where the
-            cached file is damaged; the message names it.
+        ValueError: where `epochs` or `temperature` is outside what is said above, where the folder
+            cannot be written, and where the cached file is damaged; the message names it.
     """
     checks.at_least("teacher epochs", epochs, 1)
     checks.positive("teacher temperature", temperature)
     path = Path(cache_dir) / (
-        f"teacher-{source.name}-{len(source.train_labels)}"
+        f"teacher-{source.name}-{zlib.crc32(source.train_images):08x}"
         f"-seed{seed}-epochs{epochs}-temperature{temperature:g}.npy"
     )
-    if not path.exists():
+    if path.exists():
+        print(f"teacher: its probabilities are those of {path}")
+    else:
+        _make_writable(path.parent)
+        print(f"teacher: {epochs} epochs on the clean labels; {path} will keep its probabilities")
         keras.utils.set_random_seed(seed)
         classifier = build_classifier()
         classifier.compile(
@@ -55,7 +60,10 @@ def teacher_probabilities(source, build_classifier, cache_dir, seed=0, epochs=10
         logits = classifier.predict(source.train_images, batch_size=512, verbose=0)
         softened = keras.ops.softmax(logits.astype(np.float32) / temperature)
         _save_whole(path, keras.ops.convert_to_numpy(softened))
-    return load_probabilities(path, source)
+    try:
+        return load_probabilities(path, source)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it, and the teacher is trained again") from error
 
 
 def load_probabilities(path, source):
@@ -87,8 +95,22 @@ def load_probabilities(path, source):
     return probabilities.astype(np.float32)
 
 
+def _make_writable(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+    else:
+        if os.access(folder, os.W_OK):
+            return
+        reason = "no permission"
+    raise ValueError(
+        f"{folder}: the teacher's probabilities cannot be kept there ({reason}); set KERAS_HOME to "
+        f"a folder that can be written"
+    )
+
+
 def _save_whole(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:

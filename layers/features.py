@@ -113,6 +113,10 @@ def classifier_shapes(classifier):
     if not classifier.built:
         raise ValueError("classifier: expected a built model; call it on a batch of images first")
     if _is_graph(classifier):
+        if len(classifier.inputs) != 1:
+            raise ValueError(
+                f"classifier: expected one input, images; received {len(classifier.inputs)} inputs"
+            )
         image_shape = tuple(classifier.inputs[0].shape[1:])
     else:
         image_shape = tuple(classifier.get_build_config()["input_shape"][1:])
@@ -179,4 +183,11 @@ def find_features(classifier, name, image_shape):
             return extractor(images, training=False)
         return extractor(images)
 
-    return features, math.prod(features(_probe_images(image_shape)).shape[1:])
+    try:
+        shape = features(_probe_images(image_shape)).shape
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"feature_extractor: {name!r} does not map images to features ({reason})"
+        ) from error
+    return features, math.prod(shape[1:])

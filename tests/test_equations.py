@@ -61,7 +61,7 @@ def at(classifier, θ, x):
 
 
 def closed_form(classifier, θ, φ, v, x, x_meta, y_meta, α, divisor):
-    """PAPER_NOTES: ∂L_meta/∂log ŷ_ij = α/B · f_ij (ż_ij − Σ_k f_ik ż_ik), then on to W and b."""
+    """∂L_meta/∂log ŷ_ij = α/B · f_ij (ż_ij − Σ_k f_ik ż_ik), then on to W and b."""
     _, θ_hat = meta_loss(classifier, θ, φ, v, x, x_meta, y_meta, α, divisor)
     with tf.GradientTape() as tape:
         tape.watch(θ_hat)
