@@ -122,9 +122,11 @@ class NumpyTraining:
     # Numbers that float32 holds exactly, since Keras' optimizers round theirs to it.
     MOMENTUM, BETA_1, BETA_2, λ, β = 0.875, 0.875, 0.9375, 0.25, 0.125
 
-    def __init__(self, θ, φ, v_net, statistics, options):
+    L2 = 0.125  # of the last kernel, as a Keras regularizer
+
+    def __init__(self, θ, φ, statistics, options):
         self.θ, self.φ, self.options = θ, φ, options
-        self.v_net, self.mean, self.variance = v_net, *statistics
+        self.mean, self.variance = statistics
         self.velocity = [np.zeros_like(w) for w in θ]
         self.m, self.n, self.t = [np.zeros_like(w) for w in φ], [np.zeros_like(w) for w in φ], 0
 
@@ -155,6 +157,26 @@ class NumpyTraining:
                 gradient[at] = function([*weights[:i], moved, *weights[i + 1 :]]).imag / 1e-30
             gradients.append(gradient)
         return gradients
+
+    def regularization(self, θ):
+        return self.L2 * (θ[4] ** 2).sum()
+
+    def descend(self, objective):
+        """SGD with momentum and coupled weight decay."""
+        for i, (w, d) in enumerate(zip(self.θ, self.gradient(objective, self.θ))):
+            step = self.λ * (d + self.options["weight_decay"] * w)
+            self.velocity[i] = self.MOMENTUM * self.velocity[i] - step
+            self.θ[i] = w + self.velocity[i]
+
+    def warmup_step(self, x, y):
+        self.net(self.θ, x, keep=True)
+        self.descend(
+            lambda θ: -self.log_softmax(self.net(θ, x))[np.arange(len(y)), y].mean()
+            + self.regularization(θ)
+        )
+
+    def freeze(self):
+        self.v_net = [*self.θ[:4], self.mean, self.variance]
 
     def features(self, x):
         w1, b1, γ, β, mean, variance = self.v_net
@@ -191,11 +213,9 @@ class NumpyTraining:
             self.n[i] = self.BETA_2 * self.n[i] + (1 - self.BETA_2) * d**2
             rate = self.β * np.sqrt(1 - self.BETA_2**self.t) / (1 - self.BETA_1**self.t)
             self.φ[i] = w - rate * self.m[i] / (np.sqrt(self.n[i]) + 1e-8)
-        g = self.gradient(lambda θ: loss_c(θ, self.φ, o["entropy_weight"]), self.θ)
-        for i, (w, d) in enumerate(zip(self.θ, g)):  # SGD with momentum
-            step = self.λ * (d + o["weight_decay"] * w)
-            self.velocity[i] = self.MOMENTUM * self.velocity[i] - step
-            self.θ[i] = w + self.velocity[i]
+        self.descend(
+            lambda θ: loss_c(θ, self.φ, o["entropy_weight"]) + self.regularization(θ)
+        )
 
 
 @pytest.mark.parametrize(
@@ -206,25 +226,25 @@ class NumpyTraining:
         {"meta_batch_norm": False, "inner_learning_rate": 2.5, "weight_decay": 0.05},
     ],
 )
-def test_three_updates_equal_numpy(float64, options):
+def test_three_updates_of_each_phase_equal_numpy(float64, options):
     options = {
         "average_over_classes": True, "entropy_weight": 1.0, "weight_decay": 1e-2,
         "inner_learning_rate": 1.0, "meta_batch_norm": True,
     } | options  # fmt: skip
     rng = np.random.default_rng(0)
     x, x_meta = (rng.normal(size=(3, 5, 4)) for _ in range(2))
-    y_meta = rng.integers(0, 3, (3, 5)).astype(np.int32)
+    y, y_meta = (rng.integers(0, 3, (3, 5)).astype(np.int32) for _ in range(2))
+    n = NumpyTraining
     classifier = keras.Sequential(
         [
             keras.Input((4,)),
             layers.Dense(3),
             layers.BatchNormalization(),
             layers.Activation("tanh"),
-            layers.Dense(3),
+            layers.Dense(3, kernel_regularizer=keras.regularizers.L2(n.L2)),
         ]
     )
-    model = MetaLabelNet(classifier, 0, **options)
-    n = NumpyTraining
+    model = MetaLabelNet(classifier, 1, **options)
     model.compile(
         keras.optimizers.SGD(n.λ, momentum=n.MOMENTUM),
         keras.optimizers.Adam(n.β, n.BETA_1, n.BETA_2, epsilon=1e-8),
@@ -234,14 +254,16 @@ def test_three_updates_equal_numpy(float64, options):
     statistics = [w.numpy() for w in batch_norm.non_trainable_variables]
     θ = [w.numpy() for w in classifier.trainable_variables]
     reference = NumpyTraining(
-        θ, [w.numpy() for w in model.label_head.weights], [*θ[:4], *statistics], statistics,
-        options,
-    )  # fmt: skip
+        θ, [w.numpy() for w in model.label_head.weights], statistics, options
+    )
+    for step in range(3):
+        reference.warmup_step(x[step], y[step])
+    reference.freeze()
     for step in range(3):
         reference.step(x[step], x_meta[step], y_meta[step])
-    noisy = tf.data.Dataset.from_tensor_slices((x, np.zeros((3, 5), np.int32)))
+    noisy = tf.data.Dataset.from_tensor_slices((x, y))
     meta = tf.data.Dataset.from_tensor_slices((x_meta, y_meta))
-    model.fit(noisy, meta_data=meta, epochs=1, verbose=0)
+    model.fit(noisy, meta_data=meta, epochs=2, verbose=0)
 
     found = [*classifier.trainable_variables, *model.label_head.weights]
     for w, expected in zip(found, reference.θ + reference.φ, strict=True):

@@ -64,6 +64,10 @@ def fitted(classifier, images, epochs=2, labels=None, meta_seed=1, **options):
     return model
 
 
+def batched(arrays):
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(8)
+
+
 def values(weights):
     return [w.numpy() for w in weights]
 
@@ -182,19 +186,78 @@ def test_unlabeled_data_as_an_argument(images, as_dataset):
     (x, y), (more, _) = images(24), images(16, seed=4)
     meta = images(8, seed=1)
     if as_dataset:
-        noisy = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
-        steps = 3 + 2
         data = dict(
-            x=noisy,
-            unlabeled_data=tf.data.Dataset.from_tensor_slices(more).batch(8),
-            meta_data=tf.data.Dataset.from_tensor_slices(meta).batch(8),
-        )
+            x=batched((x, y.astype(np.uint8))), unlabeled_data=batched(more),
+            meta_data=batched(meta),
+        )  # fmt: skip
+        steps = 3 + 2
     else:
         data, steps = dict(x=x, y=y, unlabeled_data=more, meta_data=meta), 5
     model = compiled(dense_net())
     model.fit(**data, epochs=1 + 1, batch_size=8, verbose=0)
     assert model.optimizer.iterations.numpy() == 3 + steps
     assert model.meta_optimizer.iterations.numpy() == steps
+
+
+def test_phase_2_needs_no_label_at_all(images):
+    x, y = images(40)
+    meta = images(16, seed=1)
+    model = compiled(dense_net())
+    model.fit((x, y), epochs=1, batch_size=8, verbose=0)
+    ends = []
+    for labels in (np.full(40, -1), y):
+        later = keras.models.clone_model(model.classifier)
+        later.set_weights(model.classifier.get_weights())
+        keras.utils.set_random_seed(0)
+        phase_2 = compiled(later)
+        phase_2.fit(
+            (x, labels), meta_data=meta, initial_epoch=1, epochs=3, batch_size=8, verbose=0
+        )
+        ends.append(values(phase_2.weights))
+    assert_same(*ends)
+
+
+def test_meta_batches_come_in_order_and_on_across_epochs(images, monkeypatch):
+    x, _ = data = images(16)
+    meta = images(42, seed=1)
+    model = compiled(dense_net(), compile_options={"run_eagerly": True})
+    logits_at, seen = model._logits_at, []
+
+    def spy(θ_hat, images):
+        seen.append(images.numpy())
+        return logits_at(θ_hat, images)
+
+    monkeypatch.setattr(model, "_logits_at", spy)
+    model.fit(data, meta_data=meta, epochs=6, batch_size=8, verbose=0)
+    begin = 2  # of five meta batches; warm-up took two steps
+    for i, batch in enumerate(seen):
+        at = (begin + i) % 5 * 8
+        np.testing.assert_array_equal(batch, meta[0][at : at + 8])
+    assert len(seen) == 10
+
+
+def test_accuracy_is_that_of_the_labeled_samples(images):
+    model = compiled(dense_net())
+    labels = np.array([0, 1, 2, -1, -1, -1], np.int32)
+    predicted = np.array([0, 1, 1, 0, 3, 3])
+    model.update_metrics(1.0, labels, tf.one_hot(predicted, 4) * 9)
+    assert float(model.get_metrics_result()["accuracy"]) == pytest.approx(2 / 3)
+
+
+def test_metrics_of_phase_2_are_those_of_the_soft_labels(images):
+    x, _ = images(16)
+    model = compiled(dense_net(), warmup_epochs=0)
+    model.begin_phase_2()
+    labels = np.where(np.arange(16) < 6, model.soft_labels(x).argmax(-1), -1)
+    labels[:2] = (labels[:2] + 1) % 4
+    history = model.fit(
+        (x, labels), meta_data=images(16, seed=1), batch_size=16, epochs=1, verbose=0
+    ).history
+    soft = model.soft_labels(x)
+    agreement = (soft.argmax(-1) == labels)[:6].mean()
+    assert 0.3 < agreement < 1 and history["soft_label_agreement"] == pytest.approx([agreement])
+    entropy = -(soft * np.log(soft)).sum(-1).mean()
+    assert history["soft_label_entropy"] == pytest.approx([entropy], rel=1e-5)
 
 
 # ---- how it runs --------------------------------------------------------------------------------
@@ -292,6 +355,11 @@ for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["
     ends.append([w.numpy() for w in net.trainable_variables + model.label_head.weights])
 for a, b in zip(*ends, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-6)
+# A loop of steps would be divided among the replicas instead of the batch.
+model.jit_compile, model._steps_a_call = True, 5
+keras.Model.fit = lambda self, dataset, **_: print(dataset.element_spec[0].shape)
+model.fit((x, y), epochs=1, batch_size=8, verbose=0)
+assert model.loop_length == 1
 """
 
 
@@ -319,7 +387,7 @@ def test_standard_callbacks_together(images, tmp_path):
             keras.callbacks.ModelCheckpoint(
                 tmp_path / "best.keras", save_best_only=True, monitor="val_accuracy", mode="max"
             ),
-            keras.callbacks.EarlyStopping("val_loss", baseline=0.0, patience=4),
+            keras.callbacks.EarlyStopping("val_loss", min_delta=100, patience=3),
             keras.callbacks.TensorBoard(tmp_path / "logs"),
             keras.callbacks.CSVLogger(tmp_path / "log.csv"),
             keras.callbacks.LearningRateScheduler(lambda epoch: 0.05 / (epoch + 1)),
@@ -327,7 +395,7 @@ def test_standard_callbacks_together(images, tmp_path):
             Rates(),
         ],
     )
-    assert history.epoch == [0, 1, 2, 3]  # stopped: no loss is below the baseline of 0
+    assert history.epoch == [0, 1, 2, 3]
     assert Rates.seen == pytest.approx([0.05, 0.025, 0.05 / 3, 0.0125])
     header, *rows = (tmp_path / "log.csv").read_text().splitlines()
     at = header.split(",").index("meta_loss")
@@ -339,18 +407,19 @@ def test_standard_callbacks_together(images, tmp_path):
     assert accuracy == pytest.approx(max(history.history["val_accuracy"]))
 
 
-def test_backup_and_restore_continues_in_the_right_phase(images, tmp_path):
+@pytest.mark.parametrize("broken_at", [1, 2, 3])
+def test_backup_and_restore_continues_in_the_right_phase(images, tmp_path, broken_at):
     class Stop(Exception):
         pass
 
     class StopAt(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 3:
+            if epoch == broken_at:
                 raise Stop
 
     def build():
         keras.utils.set_random_seed(0)
-        return compiled(conv_net([layers.Dropout(0.2)]))
+        return compiled(conv_net([layers.Dropout(0.2)]), warmup_epochs=2)
 
     def fit(model, *callbacks):
         model.fit(
@@ -365,6 +434,7 @@ def test_backup_and_restore_continues_in_the_right_phase(images, tmp_path):
     restored = build()
     fit(restored)
     assert_same(values(restored.weights), values(unbroken.weights))
+    assert restored.meta_optimizer.iterations == unbroken.meta_optimizer.iterations == 15
 
 
 @pytest.mark.parametrize("broken_at", [1, 2, 3])
@@ -485,6 +555,12 @@ def softmax_in_subclass():
     return model
 
 
+def two_inputs():
+    images, more = keras.Input((8, 8, 1)), keras.Input((3,))
+    x = layers.Concatenate()([layers.Flatten()(images), more])
+    return keras.Model([images, more], layers.Dense(4)(x))
+
+
 def wrap(layer):
     return keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), *layer])
 
@@ -504,10 +580,16 @@ def wrap(layer):
             lambda: keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 3)]), {},
             r"expected logits of shape \(N, C\), received \('N', 6, 6, 4\)",
         ),
-        (dense_net, {"warmup_epochs": -1}, "warmup_epochs: expected at least 0"),
+        (dense_net, {"warmup_epochs": 1.5}, "warmup_epochs: expected an integer, at least 0"),
         (dense_net, {"inner_learning_rate": 0}, "inner_learning_rate: expected a .*above 0"),
         (dense_net, {"weight_decay": -1e-4}, "weight_decay: expected at least 0"),
         (dense_net, {"label_head_init": "zeros"}, "label_head_init: expected one of random"),
+        (
+            subclassed, {"feature_extractor": "top"},
+            "feature_extractor: 'top' does not map images to features",
+        ),
+        (lambda: "resnet", {}, "classifier: expected a keras.Model, received str"),
+        (two_inputs, {}, "classifier: expected one input, images; received 2 inputs"),
         (
             subclassed, {"feature_extractor": "features", "label_head_init": "classifier"},
             "label_head_init: 'classifier' needs",
@@ -556,7 +638,20 @@ BAD_DATA = {
     ),
     "no meta set": (lambda d: d | {"meta_data": None}, "meta_data: needed from epoch 1 on"),
     "no phase 2": (lambda d: d | {"epochs": 1}, "epochs: expected more than warmup_epochs=1"),
-    "large batch": (lambda d: d | {"batch_size": 41}, "batch_size: expected at most"),
+    "large batch": (
+        lambda d: d | {"batch_size": 41},
+        "x: expected at least one batch, batch_size=41 samples, received 40",
+    ),
+    "few labels": (
+        lambda d: d | {"y": np.where(np.arange(40) < 7, d["y"], -1)},
+        "x with labels: expected at least one batch, batch_size=8 samples, received 7",
+    ),
+    "no batch": (lambda d: d | {"batch_size": 0}, "batch_size: expected an integer, at least 1"),
+    "empty meta data set": (
+        lambda d: d | {"meta_data": batched(d["meta_data"]).take(0)},
+        "meta_data: expected at least one batch, received an empty data set",
+    ),
+    "some steps of all": (lambda d: d | {"steps_per_epoch": 2}, "steps_per_epoch: is for"),
 }  # fmt: skip
 
 
@@ -570,6 +665,35 @@ def test_bad_data_is_refused_before_training(images, case):
         model.fit(**spoil(data), verbose=0)
     assert "\n" not in str(error.value)
     assert model.optimizer.iterations.numpy() == 0
+
+
+@pytest.mark.parametrize("name", ["x", "meta_data"])
+@pytest.mark.parametrize("label", [-1, 4])
+def test_labels_of_a_data_set_are_refused_when_they_come_up(images, name, label):
+    pairs = {"x": images(40), "meta_data": images(16, seed=1)}
+    pairs[name][1][12] = label
+    model = compiled(dense_net())
+    with pytest.raises(ValueError, match=rf"^{name}: expected labels in \[0, 4\)$"):
+        model.fit(**{n: batched(pair) for n, pair in pairs.items()}, epochs=2, verbose=0)
+
+
+def test_arguments_that_fit_does_not_have_are_refused(images):
+    with pytest.raises(TypeError, match="received class_weight, sample_weight"):
+        compiled(dense_net()).fit(images(8), class_weight={}, sample_weight=None)
+
+
+def test_fit_asks_for_compile(images):
+    with pytest.raises(ValueError, match="call compile"):
+        MetaLabelNet(dense_net(), 1).fit(images(8))
+
+
+def test_keras_augmentation_layers_serve(images):
+    model = compiled(
+        dense_net(),
+        augmentation=keras.Sequential([layers.RandomFlip(), layers.RandomContrast(0.1)]),
+    )
+    model.fit(images(40), meta_data=images(16, seed=1), batch_size=8, epochs=2, verbose=0)
+    assert model.image_dtype == "uint8"
 
 
 def test_float_images_are_refused_after_training_on_uint8(images):
