@@ -3,8 +3,8 @@
     python benchmarks/compare_runs.py results/cifar10-uniform-0.4/*-seed? --plot curves.png
 
 A row a method: test accuracy in percent at the end of warm-up, at the epoch with the best meta
-accuracy and at the last epoch, mean and standard deviation over the seeds. The picture shows the
-runs with the lowest seed.
+accuracy and at the last epoch, mean and standard deviation over the seeds. Flags in which the runs
+differ otherwise are named. The picture shows the runs with the lowest seed.
 """
 
 import argparse
@@ -22,6 +22,10 @@ COLUMNS = {
     "best by meta": "test_accuracy",
     "last epoch": "last_test_accuracy",
 }
+SHOWN_OR_NO_MATTER = (
+    "noise", "noise_ratio", "method", "seed", "jit_compile", "steps_per_execution",
+    *outputs.NOT_PART_OF_A_RUN,
+)  # fmt: skip
 
 
 def quote(values):
@@ -37,12 +41,21 @@ def main():
     parser.add_argument("directories", nargs="+", type=pathlib.Path)
     parser.add_argument("--plot", help="PNG to write")
     arguments = parser.parse_args()
+    for directory in arguments.directories:
+        if not (directory / "result.json").exists():
+            parser.error(f"{directory}: expected a finished run, found no result.json in it")
     runs = [(d, json.loads((d / "result.json").read_text())) for d in arguments.directories]
+    named = [
+        flag for flag in runs[0][1]["flags"]
+        if flag not in SHOWN_OR_NO_MATTER and len({r["flags"].get(flag) for _, r in runs}) > 1
+    ]  # fmt: skip
     print("| noise | method | seeds |", *(f"{name} |" for name in COLUMNS))
     print("| --- " * (3 + len(COLUMNS)) + "|")
     cells = {}
     for _, result in runs:
-        cell = (result["noise"], result["noise_ratio"], result["method"])
+        differences = [f"{flag} {result['flags'].get(flag)}" for flag in named]
+        method = ", ".join([result["method"], *differences])
+        cell = (result["noise"], result["noise_ratio"], method)
         cells.setdefault(cell, []).append(result)
     for (noise, ratio, method), same in sorted(cells.items()):
         seeds = ", ".join(str(seed) for seed in sorted(r["seed"] for r in same))
