@@ -315,7 +315,8 @@ class MetaLabelNet(TwoPhaseModel):
         """What the label head says of images, seen in training or not.
 
         Args:
-            images: (N, H, W, channels), of the dtype that the model was trained on.
+            images: (N, H, W, channels), of the dtype that the model was trained on, or
+                `ImageFiles`.
             batch_size: images computed at once.
 
         Returns:
@@ -329,7 +330,7 @@ class MetaLabelNet(TwoPhaseModel):
         checks.images("images", images, self.image_shape, self.image_dtype)
         soft_labels = tf.function(lambda x: ops.softmax(self.label_head(self._extract_features(x))))
         spans = range(0, max(1, len(images)), batch_size)
-        return np.concatenate([soft_labels(images[i : i + batch_size]).numpy() for i in spans])
+        return np.concatenate([soft_labels(np.asarray(images[i : i + batch_size])) for i in spans])
 
     def export(self, filepath):
         """Writes a SavedModel that plain TensorFlow loads.

@@ -118,7 +118,8 @@ class TwoPhaseModel(keras.Model):
 
         Args:
             x: the noisy data: images with `y` their labels, a pair (images, labels), or a
-                tf.data.Dataset of (images, labels) batches. Images (N, H, W, channels), labels
+                tf.data.Dataset of (images, labels) batches. Images (N, H, W, channels), an array
+                or `data.image_files.ImageFiles`; labels
                 integer (N,) in [0, C); in an array also -1, for a sample without a label.
             meta_data: the clean data, a pair or a Dataset likewise; its batches come round in their
                 order, on across the epochs, and the samples of an array that do not fill a batch
@@ -210,9 +211,13 @@ class TwoPhaseModel(keras.Model):
             super().fit(dataset, callbacks=callbacks, verbose=verbose, shuffle=False, **kwargs)
         except tf.errors.InvalidArgumentError as error:
             wrong_labels = re.search(r"\w+: expected labels in \[0, \d+\)", str(error))
-            if wrong_labels is None:
-                raise
-            raise ValueError(wrong_labels[0]) from None
+            if wrong_labels is not None:
+                raise ValueError(wrong_labels[0]) from None
+            if "DecodeImage" in str(error):
+                raise ValueError(
+                    "an image file cannot be decoded; ImageFiles.find_damaged() names it"
+                ) from None
+            raise
 
     def run_step(self, step, batch):
         """Runs a training step, a loop of them where the batch has a leading axis of steps."""

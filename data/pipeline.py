@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from data import checks
+from data.image_files import ImageFiles
 
 
 def batches(images, labels, batch_size, *, seed=None, epoch=None, name="batch_size"):
@@ -13,7 +14,7 @@ def batches(images, labels, batch_size, *, seed=None, epoch=None, name="batch_si
     unbroken one: `tf.data.Dataset.shuffle` would start again from its first order.
 
     Args:
-        images: (N, H, W, C), any dtype.
+        images: (N, H, W, C), any dtype, or `ImageFiles`.
         labels: integer (N,), -1 for a sample without a label.
         batch_size: samples a batch, at most N.
         seed: integer; None keeps the samples in their given order.
@@ -35,8 +36,10 @@ def batches(images, labels, batch_size, *, seed=None, epoch=None, name="batch_si
             f"{name}: expected at least one batch, batch_size={batch_size} samples, "
             f"received {count}"
         )
+    in_files = isinstance(images, ImageFiles)
     with tf.device("CPU"):
-        images, labels = tf.convert_to_tensor(images), tf.cast(labels, tf.int32)
+        rows = tf.convert_to_tensor(images.paths.astype(str) if in_files else images)
+        labels = tf.cast(labels, tf.int32)
 
     def indices(_):
         order = tf.range(count)
@@ -48,11 +51,17 @@ def batches(images, labels, batch_size, *, seed=None, epoch=None, name="batch_si
 
     def gather(index):
         index = tf.ensure_shape(index, [batch_size])
-        return tf.gather(images, index), tf.gather(labels, index)
+        return tf.gather(rows, index), tf.gather(labels, index)
 
     dataset = tf.data.Dataset.from_tensors(0).flat_map(indices)
+    dataset = dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+    if in_files:
+        dataset = dataset.unbatch().map(
+            lambda path, label: (images.decode(path), label), num_parallel_calls=tf.data.AUTOTUNE
+        )
+        dataset = dataset.batch(batch_size, drop_remainder=True)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
-    return dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return dataset.prefetch(tf.data.AUTOTUNE)
 
 
 def mix(noisy, unlabeled):
@@ -133,7 +142,8 @@ def training_data(
     """What `fit` was given, as the data sets of the two phases.
 
     Args:
-        noisy, meta: (images, labels) arrays, or tf.data.Dataset of such batches; meta may be None.
+        noisy, meta: (images, labels), or tf.data.Dataset of such batches; meta may be None. Images
+            are arrays or `ImageFiles`.
         unlabeled: images, or tf.data.Dataset of image batches, or None.
         image_shape: (H, W, channels) that the classifier takes.
         num_classes: C.
@@ -172,7 +182,7 @@ def training_data(
                     "tf.data.Dataset"
                 )
             checks.images("unlabeled_data", unlabeled, image_shape, dtype)
-            images = np.concatenate([images, np.asarray(unlabeled, images.dtype)])
+            images = _join(images, unlabeled)
             labels = np.concatenate([labels, np.full(len(unlabeled), -1, np.int32)])
             has_label = labels >= 0
         every = labeled = batches(images, labels, batch_size, **order, name="x")
@@ -196,11 +206,22 @@ def _checked_arrays(name, pair, image_shape, num_classes, dtype, allow_unlabeled
             f"{name}: expected (images, labels) or a tf.data.Dataset of such batches, received "
             f"{type(pair).__name__}"
         )
-    images = np.asarray(pair[0])
+    images = pair[0] if isinstance(pair[0], ImageFiles) else np.asarray(pair[0])
     if images.dtype.kind == "f":
         images = images.astype(np.float32)
     checks.images(name, images, image_shape, dtype)
     return images, checks.labels(name, pair[1], len(images), num_classes, allow_unlabeled)
+
+
+def _join(images, more):
+    if isinstance(images, ImageFiles) != isinstance(more, ImageFiles):
+        raise ValueError(
+            f"unlabeled_data: expected {type(images).__name__} as x is, received "
+            f"{type(more).__name__}"
+        )
+    if isinstance(images, ImageFiles):
+        return ImageFiles([*images.paths, *more.paths], images.size, images.resize)
+    return np.concatenate([images, np.asarray(more, images.dtype)])
 
 
 def _checked_dataset(name, dataset, image_shape, num_classes, dtype=None):

@@ -1,0 +1,117 @@
+"""Images in files, decoded while the network trains."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+
+
+class ImageFiles:
+    """Stands where an array of images does, uint8 (N, H, W, 3), and keeps only their file names.
+
+    An image is resized, its aspect ratio not kept, and its centre taken (Section IV-B.2). Resizing
+    is bilinear with antialiasing, as the authors' framework does it.
+
+    Args:
+        paths: N file names: JPEG, PNG, BMP, or GIF (its first frame).
+        size: (H, W) of the images.
+        resize: (height, width) before the centre is taken, at least `size`; None is `size`.
+
+    Attributes:
+        shape: (N, H, W, 3).
+        dtype: uint8.
+    """
+
+    dtype = np.dtype("uint8")
+
+    def __init__(self, paths, size, resize=None):
+        self.paths = np.asarray(paths, dtype=object)
+        self.size, self.resize = tuple(size), tuple(resize or size)
+        if any(before < after for before, after in zip(self.resize, self.size, strict=True)):
+            raise ValueError(f"resize: expected at least size={self.size}, received {self.resize}")
+        self.shape = (len(self.paths), *self.size, 3)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        """Those of a slice, a mask or an array of numbers, as `ImageFiles`."""
+        return ImageFiles(self.paths[index], self.size, self.resize)
+
+    def __array__(self, dtype=None, copy=None):
+        batches = self.dataset().as_numpy_iterator()
+        return np.concatenate(list(batches)).astype(dtype or np.uint8)
+
+    def dataset(self, labels=None, batch_size=32):
+        """All images in their order, for `evaluate`, `predict` and `validation_data`.
+
+        Args:
+            labels: integers (N,) or None.
+            batch_size: images a batch; the last one may be smaller.
+
+        Returns:
+            tf.data.Dataset of image batches, or of (images, labels) batches.
+        """
+        paths = tf.data.Dataset.from_tensor_slices(self.paths.astype(str))
+        images = paths.map(self.decode, num_parallel_calls=tf.data.AUTOTUNE)
+        if labels is not None:
+            images = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(labels))
+        return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+    def decode(self, path):
+        """The image of a file, a uint8 tensor (H, W, 3), of its name, a string tensor."""
+        content = tf.io.read_file(path)
+        image = tf.io.decode_image(content, channels=3, expand_animations=False)
+        scale = np.array(self.resize) / tf.cast(tf.shape(image)[:2], tf.float32)
+        offset = np.array([(a - b) // 2 for a, b in zip(self.resize, self.size, strict=True)])
+        resized = tf.raw_ops.ScaleAndTranslate(
+            images=image[None], size=self.size, scale=scale, translation=-offset.astype("float32"),
+            kernel_type="triangle", antialias=True,
+        )  # fmt: skip
+        return tf.saturate_cast(tf.round(resized[0]), tf.uint8)
+
+    def find_damaged(self):
+        """Decodes every file once; returns the names of those for which that fails, a list."""
+        paths = tf.data.Dataset.from_tensor_slices(self.paths.astype(str))
+        whole = paths.map(
+            lambda path: (path, tf.reduce_max(self.decode(path))),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        found = {path.decode() for path, _ in whole.ignore_errors().as_numpy_iterator()}
+        return [path for path in self.paths if path not in found]
+
+
+def from_directory(directory, size, resize=None):
+    """The images of a directory with a folder for each class.
+
+    Args:
+        directory: path; its folders, in the order of their names, are the classes.
+        size, resize: as `ImageFiles`.
+
+    Returns:
+        (`ImageFiles` of N images, in the order of their names; int32 labels (N,); class names).
+
+    Raises:
+        ValueError: where the directory is missing, or holds fewer than two folders or one without
+            an image.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: expected a directory with a folder for each class")
+    folders = sorted(entry.path for entry in os.scandir(directory) if entry.is_dir())
+    if len(folders) < 2:
+        raise ValueError(
+            f"{directory}: expected a folder for each of two or more classes, found {len(folders)}"
+        )
+    paths, labels = [], []
+    for label, folder in enumerate(folders):
+        files = [f.path for f in os.scandir(folder) if f.name.lower().endswith(ENDINGS)]
+        if not files:
+            raise ValueError(f"{folder}: expected images ({', '.join(ENDINGS)}), found none")
+        paths += sorted(files)
+        labels += [label] * len(files)
+    names = tuple(Path(folder).name for folder in folders)
+    return ImageFiles(paths, size, resize), np.array(labels, np.int32), names

@@ -1,0 +1,118 @@
+"""Training from image files equals training from arrays."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from PIL import Image
+
+from data.image_files import ImageFiles, from_directory
+from mln_keras import MetaLabelNet
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (24, 6, 8, 3), np.uint8)
+
+
+@pytest.fixture
+def files(tmp_path, pixels):
+    """The pixels as lossless files, in two folders a class in turn."""
+    for i, image in enumerate(pixels):
+        path = tmp_path / f"{'ba'[i % 2]}" / f"{i:02d}.{'PNG' if i % 3 else 'bmp'}"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "list.txt").write_text("no folder")
+    return tmp_path
+
+
+def trained(images, labels, unlabeled, meta):
+    keras.utils.set_random_seed(0)
+    classifier = keras.Sequential(
+        [keras.Input((6, 8, 3)), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(2)]
+    )
+    model = MetaLabelNet(classifier, 1)
+    model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+    validation = meta if isinstance(images, np.ndarray) else meta[0].dataset(meta[1])
+    history = model.fit(
+        (images, labels), meta_data=meta, unlabeled_data=unlabeled, validation_data=validation,
+        batch_size=4, epochs=3, verbose=0,
+    ).history  # fmt: skip
+    return [w.numpy() for w in model.weights], history, model.soft_labels(images, batch_size=7)
+
+
+def test_a_directory_is_read_in_the_order_of_names(files, pixels):
+    images, labels, names = from_directory(files, (6, 8))
+    assert names == ("a", "b") and images.shape == (24, 6, 8, 3) and images.dtype == np.uint8
+    np.testing.assert_array_equal(labels, np.repeat([0, 1], 12))
+    np.testing.assert_array_equal(images, np.concatenate([pixels[1::2], pixels[::2]]))
+    np.testing.assert_array_equal(images[labels == 1], pixels[::2])
+    np.testing.assert_array_equal(images[2:4], pixels[5:8:2])
+
+
+def test_training_from_files_equals_training_from_arrays(files):
+    images, labels, _ = from_directory(files, (6, 8))
+    labels[3:6] = -1
+    every = []
+    for of in (lambda files: files, np.asarray):
+        meta = (of(images[::2]), np.repeat([0, 1], 6).astype(np.int32))
+        every.append(trained(of(images[:20]), labels[:20], of(images[20:]), meta))
+    (weights, history, soft_labels), (expected, expected_history, expected_soft_labels) = every
+    for a, b in zip(weights, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name, column in history.items():
+        np.testing.assert_array_equal(column, expected_history[name])
+    np.testing.assert_array_equal(soft_labels, expected_soft_labels)
+
+
+def test_images_are_resized_as_pillow_does_and_their_centre_is_taken(tmp_path):
+    y, x = np.mgrid[:37, :50]
+    image = np.stack([5 * x, 6 * y, 120 + 100 * np.sin(x * y / 40)], -1).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    found = np.asarray(ImageFiles([tmp_path / "image.png"], (12, 10), (16, 20)))[0]
+    resized = Image.fromarray(image).resize((20, 16), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(found, np.asarray(resized)[2:14, 5:15], atol=1)
+
+
+def test_gray_and_animated_images_have_three_channels(tmp_path):
+    gray = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
+    gray.save(tmp_path / "gray.jpg")
+    gray.save(tmp_path / "moving.gif", save_all=True, append_images=[gray.rotate(180)])
+    images = np.asarray(ImageFiles([tmp_path / "gray.jpg", tmp_path / "moving.gif"], (6, 8)))
+    for image in images:
+        np.testing.assert_allclose(image, np.stack([gray] * 3, -1), atol=4)
+
+
+def test_a_damaged_file_stops_training_and_is_found(files):
+    images, labels, _ = from_directory(files, (6, 8))
+    damaged = [images.paths[5], images.paths[17]]
+    for path in damaged:
+        with open(path, "r+b") as file:
+            file.truncate(40)
+    with pytest.raises(ValueError, match=r"^an image file cannot be decoded; .*find_damaged"):
+        trained(images, labels, None, (images[:4], labels[:4]))
+    assert images.find_damaged() == damaged
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda d: d / "c", "c: expected a directory with a folder for each class"),
+        (lambda d: d / "a", "expected a folder for each of two or more classes, found 0"),
+        (lambda d: (d / "c").mkdir() or d, r"c: expected images \(.jpg, .* found none"),
+    ],
+)
+def test_directories_without_images_are_refused(files, spoil, message):
+    with pytest.raises(ValueError, match=message):
+        from_directory(spoil(files), (6, 8))
+
+
+def test_sizes_that_do_not_fit_are_refused(files, pixels):
+    with pytest.raises(ValueError, match="resize: expected at least size="):
+        from_directory(files, (6, 8), (7, 7))
+    images, labels, _ = from_directory(files, (6, 8))
+    with pytest.raises(ValueError, match="unlabeled_data: expected ImageFiles as x is"):
+        trained(images, labels, pixels, (images, labels))
+    with pytest.raises(ValueError, match=r"x: expected images of shape \('N', 6, 8, 3\)"):
+        trained(ImageFiles(images.paths, (5, 8)), labels, None, (images, labels))
