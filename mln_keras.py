@@ -528,6 +528,14 @@ def main(argv):
     Returns:
         The exit status: 2 for bad input, 1 for a loss that is not finite, 130 for Ctrl-C.
     """
+    try:
+        return execute(argv)
+    except KeyboardInterrupt:
+        print("\nmln_keras.py: interrupted; --resume continues this run", file=sys.stderr)
+        return 130
+
+
+def execute(argv):
     settings = {}
     try:
         settings, recipe = parse_settings(argv, RECIPES, __doc__)
@@ -548,8 +556,8 @@ def main(argv):
             for one in runs:
                 outputs.make_directory(one["output_dir"])
     except ValueError as error:
-        names_flag = re.match("[a-z_]*", str(error))[0] in (settings or {})
-        print(f"mln_keras.py: {'--' if names_flag else ''}{error}", file=sys.stderr)
+        name = re.split("[ :]", str(error))[0]
+        print(f"mln_keras.py: {'--' if name in settings else ''}{error}", file=sys.stderr)
         return 2
     results = []
     for one, result in zip(runs, finished):
@@ -562,9 +570,6 @@ def main(argv):
                     "no checkpoint, as no epoch was done")
                 print(f"mln_keras.py: {error}; {one['output_dir']} keeps {kept}", file=sys.stderr)
                 return 1
-            except KeyboardInterrupt:
-                print("\nmln_keras.py: interrupted; --resume continues this run", file=sys.stderr)
-                return 130
         else:
             print(f"{one['method']}: {one['output_dir']} holds this run, finished")
         results.append(result)

@@ -52,4 +52,5 @@ def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None
             f"noise_ratio: human labels exist for {', '.join(map(str, HUMAN_LABELS_BY_RATIO))}, "
             f"received {ratio}"
         )
-    return cifar10.human_labels(data_dir, HUMAN_LABELS_BY_RATIO[ratio])
+    found = cifar10.human_labels(data_dir, HUMAN_LABELS_BY_RATIO[ratio])
+    return checks.labels("human labels", found, len(labels), num_classes)

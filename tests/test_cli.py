@@ -22,6 +22,7 @@ import pytest
 import tensorflow as tf
 
 import data.teacher
+import layers
 import mln_keras
 import outputs
 
@@ -207,10 +208,12 @@ def test_curves_are_a_picture(unbroken):
 def test_without_a_terminal_it_prints_a_line_an_epoch_and_the_table(unbroken):
     first, *epochs, blank, header, row = unbroken.stdout.splitlines()
     relative = unbroken.directory.relative_to(unbroken.directory.parents[1])
-    assert first == f"metalabelnet: {relative}" and blank == ""
+    device = read_result(unbroken.directory)["versions"]["device"]
+    assert first == f"metalabelnet on {device}: {relative}, from epoch 1 to {EPOCHS}"
+    assert blank == ""
     for line, expected in zip(epochs, read_history(unbroken.directory), strict=True):
         found = re.fullmatch(
-            r"epoch +(\d+) (warm-up|phase 2)  loss ([\d.]+)(?:  meta loss ([\d.]+))?  "
+            r"epoch +(\d+)  (warm-up|phase 2)  loss ([\d.]+)(?:  meta loss ([\d.]+))?  "
             r"accuracy: given labels ([\d.]+), meta ([\d.]+), test ([\d.]+)  [\d.]+ s",
             line,
         )
@@ -233,14 +236,18 @@ def test_without_a_terminal_it_prints_a_line_an_epoch_and_the_table(unbroken):
     ).split()
 
 
-def test_on_a_terminal_it_shows_keras_progress_bar(tmp_path, capsys, monkeypatch):
+def test_on_a_terminal_each_epochs_line_comes_below_keras_progress_bar(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert main(*SHORT, "--output_dir", tmp_path) == 0
     out = capsys.readouterr().out
-    assert "Epoch 2/2" in out and out.count("18/18") >= 2
-    last = out[out.index("Epoch 2/2") :]
-    assert all(name in last for name in (" meta_loss: ", " accuracy: ", " val_accuracy: "))
-    assert "warm-up  loss" not in out and "best by meta" in out
+    _, *epochs = re.split(r"^Epoch \d/2$", out, flags=re.MULTILINE)
+    for epoch, line in zip(epochs, ("  1  warm-up  loss ", "  2  phase 2  loss "), strict=True):
+        bar, _, rest = epoch.partition(f"\nepoch {line}")
+        assert "18/18" in bar and " accuracy: " in bar and " val_accuracy: " in bar
+        assert rest and "18/18" not in rest and (" meta_loss: " in bar) == ("phase 2" in line)
+    assert "best by meta" in out
 
 
 def test_a_run_is_a_function_of_its_seed(unbroken, tmp_path):
@@ -273,6 +280,11 @@ def test_the_demonstration_runs_both_methods_side_by_side(tmp_path, capsys, monk
     for method in ("metalabelnet", "cross_entropy"):
         rates = [float(row["learning_rate"]) for row in read_history(tmp_path / method)]
         assert rates == pytest.approx([0.01, 0.01, 0.001])
+    starts = [line.split()[0] for line in out.splitlines() if ", from epoch 1 to 3" in line]
+    assert starts == ["metalabelnet", "cross_entropy"]
+    lines = re.findall(r"^epoch +(\d)  (|warm-up  |phase 2  )loss", out, re.MULTILINE)
+    phases = ["warm-up  ", "phase 2  ", "phase 2  ", "", "", ""]
+    assert lines == list(zip("123123", phases, strict=True))
     # Until the switch both are the same training.
     first, second = (read_history(tmp_path / r["method"])[0] for r in results)
     assert first == second
@@ -288,9 +300,12 @@ def test_the_demonstration_runs_both_methods_side_by_side(tmp_path, capsys, monk
     assert "\n".join([header, *rows]) in again.out and again.err == ""
     assert stamps(tmp_path) == before
 
-    (tmp_path / "curves.png").unlink()  # as after a kill between the last run and the picture
-    assert main(*flags) == 0
+    # As after a kill while the picture is written.
+    (tmp_path / "curves.png").rename(tmp_path / ".writing-curves.png")
+    os.truncate(tmp_path / ".writing-curves.png", 1000)
+    assert main(*flags, "--resume") == 0
     assert_is_a_picture(tmp_path / "curves.png")
+    assert names(tmp_path) == {"metalabelnet", "cross_entropy", "curves.png"}
 
 
 def test_flags_reach_the_model():
@@ -322,10 +337,164 @@ def test_the_recipe_of_cifar10_is_the_papers():
     assert changed.learning_rate_at(41) == pytest.approx(0.01)
 
 
+def test_the_model_of_cifar10_is_the_papers():
+    model = mln_keras.build_model(*parse_settings("--dataset", "cifar10"))
+    shapes = [layer.kernel.shape for layer in model.classifier.layers if hasattr(layer, "kernel")]
+    assert model.image_shape == (32, 32, 3) and shapes == [
+        (3, 3, 3, 64), (3, 3, 64, 64), (3, 3, 64, 128), (3, 3, 128, 128), (3, 3, 128, 196),
+        (3, 3, 196, 196), (4 * 4 * 196, 256), (256, 10),
+    ]  # fmt: skip
+    expected = {"padding": 4, "horizontal_flip": True, "vertical_flip": True}
+    assert isinstance(model.augmentation, layers.RandomFlipCrop)
+    assert {name: getattr(model.augmentation, name) for name in expected} == expected
+    expected = {
+        "warmup_epochs": 44, "feature_extractor": None, "inner_learning_rate": 1.0,
+        "average_over_classes": True, "entropy_weight": 1.0, "weight_decay": 1e-4,
+        "label_head_init": "random", "meta_batch_norm": True, "seed": 0,
+    }  # fmt: skip
+    assert {name: getattr(model, name) for name in model.config_names} == expected
+
+    for optimizer, expected in (
+        (model.optimizer, keras.optimizers.SGD(0.01, momentum=0.9, nesterov=False)),
+        (model.meta_optimizer, keras.optimizers.Adam(0.01, 0.9, 0.999, epsilon=1e-8)),
+    ):
+        assert type(optimizer) is type(expected)
+        assert optimizer.get_config() == expected.get_config() | {"name": optimizer.name}
+
+
+def test_cross_entropy_may_have_larger_batches_than_the_meta_set():
+    flags = ("--dataset", "digits", "--meta_size", 20, "--method", "cross_entropy")
+    assert parse_settings(*flags, "--batch_size", 21)[1].batch_size == 21
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flags", "expected"),
+    [([], [], True), ([], ["--jit_compile"], False), (["GPU"], ["--nojit_compile"], False)],
+)
+def test_kernels_are_deterministic_on_a_cpu_without_xla(
+    unbroken, tmp_path, monkeypatch, gpus, flags, expected
+):
+    from tensorflow.python.framework.config import is_op_determinism_enabled
+
+    found = []
+
+    def run(*_):
+        found.append(is_op_determinism_enabled())
+        return read_result(unbroken.directory)
+
+    monkeypatch.setattr(mln_keras, "run", run)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    assert main(*SHORT, *flags, "--output_dir", tmp_path) == 0
+    assert found == [expected]
+
+
 def test_without_noise_the_ratio_is_0():
     settings, _ = parse_settings(*SHORT, "--noise", "none")
     assert settings["noise_ratio"] == 0
     assert settings["output_dir"] == str(Path("runs", "digits-none-0.0-metalabelnet-seed0"))
+
+
+# ---- continued after Ctrl-C ---------------------------------------------------------------------
+
+
+class EpochsOf:
+    """In place of a model: epochs with made-up meta accuracies, whose weights are their number."""
+
+    phase, phase_2_metrics = tf.constant(1), ()
+
+    def __init__(self, directory, meta_accuracies, state=None):
+        recorder = outputs.RunRecorder(directory, {"method": "cross_entropy"}, None, state)
+        recorder.set_model(self)
+        for self.epoch, accuracy in enumerate(meta_accuracies, len(recorder.rows) + 1):
+            logs = dict.fromkeys(("learning_rate", "loss", "accuracy", "val_loss"), 1.0)
+            recorder.on_epoch_end(self.epoch - 1, logs | {"val_accuracy": accuracy})
+
+    def evaluate(self, *_, **__):
+        return {"loss": 1.0, "accuracy": 0.5}
+
+    def save_weights(self, path):
+        path.write_text(str(self.epoch))
+
+
+def test_the_best_epoch_survives_that_training_goes_on_later(tmp_path):
+    before = []
+    for meta_accuracies, last, best in (
+        ([0.5, 0.9, 0.6], 3, 2),
+        ([0.7, 0.9], 5, 2),  # a tie is no better
+        ([0.1], 6, 2),
+        ([0.95, 0.2], 8, 7),
+    ):
+        state, _ = outputs.load_checkpoint(tmp_path)
+        EpochsOf(tmp_path, meta_accuracies, state)
+        before += meta_accuracies
+        state, path = outputs.load_checkpoint(tmp_path)
+        assert (state["epoch"], state["best_epoch"], path.read_text()) == (last, best, str(last))
+        assert outputs.best_weights(tmp_path, best).read_text() == str(best)
+        assert names(tmp_path / "checkpoint") == {path.parent.name, f"best-{best:04d}.weights.h5"}
+        assert [row["meta_accuracy"] for row in state["rows"]] == before
+        assert [row["epoch"] for row in state["rows"]] == [*range(1, last + 1)]
+        assert outputs.summarize(state["rows"], None)["best_epoch"] == best
+
+
+def test_the_seconds_before_a_kill_count(tmp_path):
+    EpochsOf(tmp_path, [0.5])
+    state, _ = outputs.load_checkpoint(tmp_path)
+    assert state["seconds"] > 0
+    EpochsOf(tmp_path, [0.5], state | {"seconds": 1000.0})
+    state, _ = outputs.load_checkpoint(tmp_path)
+    assert 1000 < state["seconds"] < 2000
+
+
+def test_ctrl_c_before_training_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mln_keras, "load_splits", interrupt)
+    assert main("--dataset", "digits", "--output_dir", tmp_path) == 130
+    assert capsys.readouterr().err.strip().count("\n") == 0 and tree(tmp_path) == []
+
+
+def test_a_file_is_not_taken_for_a_flag(refused):
+    line = refused("--noise", "feature_dependent", "--noise_probs", "seed/p.npy")
+    assert line.startswith("mln_keras.py: seed/p.npy cannot be read")
+
+
+def test_ctrl_c_is_one_line_and_resume_finishes_the_run(tmp_path, capsys, monkeypatch):
+    """The last epoch, after the interruption, is the worst: the best one lies before it."""
+    rates = (1e-2, 1e-2, 10.0)
+    monkeypatch.setattr(mln_keras.Recipe, "learning_rate_at", lambda _, epoch: rates[epoch])
+    flags = ("--dataset", "digits", "--epochs", 3, "--method", "cross_entropy")
+    flags += ("--output_dir", tmp_path)
+
+    def interrupt(recorder, batch, logs=None):
+        if (recorder.model.current_epoch, batch) == (2, 5):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.RunRecorder, "on_train_batch_end", interrupt)
+        try:
+            status = main(*flags)
+        except KeyboardInterrupt:  # which would end pytest
+            pytest.fail("the interruption came through")
+    assert status == 130
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"\n?mln_keras.py: interrupted; .*--resume.*\n", err)
+    assert names(tmp_path) == {"checkpoint", "history.csv"}
+    before = read_history(tmp_path)
+    assert len(before) == 2 and main(*flags) == 2
+
+    capsys.readouterr()
+    assert main(*flags, "--resume") == 0
+    assert f"{tmp_path}, from epoch 3 to 3\n" in capsys.readouterr().out
+    rows, result = read_history(tmp_path), read_result(tmp_path)
+    assert rows[:2] == before and len(rows) == 3
+    meta = [float(row["meta_accuracy"]) for row in rows]
+    assert meta[2] < max(meta) == result["meta_accuracy"] and result["best_epoch"] < 3
+    model, splits = keras.models.load_model(tmp_path / "model.keras"), splits_of(*flags)
+    scores = model.evaluate(
+        splits.test_images, splits.test_labels, batch_size=1000, verbose=0, return_dict=True
+    )
+    assert scores["accuracy"] == result["test_accuracy"] != result["last_test_accuracy"]
 
 
 # ---- continued after SIGKILL --------------------------------------------------------------------
@@ -375,6 +544,15 @@ def write_half(save_weights, model, path):
     os.truncate(path, path.stat().st_size // 2)
 
 
+# While the first checkpoint is written.
+FIRST_KILLS = {
+    "half way through the first weights": (0, lambda: at_weights(1, do=write_half)),
+    "after the first best weights are written": (
+        0,
+        lambda: at_renaming("best-0001.weights.h5", do=complete),
+    ),
+    "before the first checkpoint is in place": (0, lambda: at_renaming("epoch-0001")),
+}
 # What is killed, in the order in which it happens, and the epochs that the checkpoint then holds.
 KILLS = {
     "in warm-up": (0, lambda: at_step(1, 5)),
@@ -409,7 +587,7 @@ def in_a_process(flags, kill=None):
 
 def _child(flags, kill):
     if kill:
-        KILLS[kill][1]()
+        (KILLS | FIRST_KILLS)[kill][1]()
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
         sys.exit(main(*flags))
 
@@ -447,6 +625,7 @@ def test_killed_at_every_moment_it_ends_as_the_unbroken_run(unbroken, tmp_path):
             weights(outputs.best_weights(directory, state["best_epoch"]))
             rows = [{n: "" if v is None else str(v) for n, v in r.items()} for r in state["rows"]]
             assert rows == expected_rows[:epochs_done], kill
+    seconds = state["seconds"]
     assert in_a_process(flags) == 0
 
     assert tree(directory) == tree(unbroken.directory)  # nothing half written stays
@@ -472,6 +651,18 @@ def test_killed_at_every_moment_it_ends_as_the_unbroken_run(unbroken, tmp_path):
     np.testing.assert_array_equal(predictions, expected_predictions)
     for name in set(RESULT_KEYS) - {"flags", "seconds"}:
         assert result[name] == expected[name], name
+    assert result["seconds"] == seconds  # no epoch was left to do
+
+
+def test_killed_at_its_first_checkpoint_it_can_begin_again_without_resume(tmp_path):
+    flags = ("--dataset", "digits", "--epochs", 1, "--method", "cross_entropy")
+    flags += ("--output_dir", tmp_path)
+    for kill in FIRST_KILLS:
+        assert in_a_process(flags, kill) == -signal.SIGKILL, f"never came: {kill}"
+        assert names(tmp_path) == {"checkpoint"} and names(tmp_path / "checkpoint"), kill
+    assert main(*flags) == 0
+    assert names(tmp_path) == FILES - {"soft_labels.npz"}
+    assert names(tmp_path / "checkpoint") == {"epoch-0001", "best-0001.weights.h5"}
 
 
 def test_killed_at_its_end_cross_entropy_only_writes_what_is_missing(tmp_path):
@@ -537,14 +728,14 @@ REFUSED = [
     (["--noise_ratio", "nan"], "--noise_ratio", "0 to 1", "nan"),
     (["--noise_ratio", "half"], "--noise_ratio", NUMBER, "half"),
     (["--noise", "none", "--noise_ratio", "0.2"], "--noise_ratio", "none", "0.2"),
-    (["--noise", "human"], "noise", "human", "cifar10 only", "digits"),
+    (["--noise", "human"], "--noise: ", "human", "cifar10 only", "digits"),
     (["--noise", "uniform", "--noise_probs", "p.npy"], "--noise_probs", "feature_dependent"),
     (["--meta_size", "0"], "--meta_size", "at least 1", "0"),
-    (["--meta_size", "301"], "--meta_size", "1 to 300", "301"),
+    (["--meta_size", "301"], "mln_keras.py: --meta_size: ", "1 to 300", "301"),
     (["--meta_size", "-1"], "--meta_size", "at least 1", "-1"),
-    (["--unlabeled_size", "1197"], "--unlabeled_size", "0 to 1196", "1197"),
+    (["--unlabeled_size", "1197"], "mln_keras.py: --unlabeled_size: ", "0 to 1196", "1197"),
     (["--unlabeled_size", "-1"], "--unlabeled_size", "at least 0", "-1"),
-    (["--unlabeled_size", "1134"], "--batch_size", "1 to 63", "64"),
+    (["--unlabeled_size", "1134"], "mln_keras.py: --batch_size: ", "1 to 63", "64"),
     (["--warmup_epochs", "25"], "--warmup_epochs", "--epochs=25", "25"),
     (["--epochs", "8"], "--warmup_epochs", "--epochs=8", "8"),
     (["--warmup_epochs", "-1"], "--warmup_epochs", "at least 0", "-1"),
@@ -720,12 +911,20 @@ def test_a_class_without_a_meta_sample_is_a_warning(unbroken, tmp_path, capsys, 
     assert missing and len(given[0].meta_labels) == 12
 
 
-def test_help_names_every_flag(capsys):
-    assert main("--help") == 0
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_every_flag_and_each_recipes_value(capsys, flag):
+    assert main(flag) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    for flag in FLAGS:
-        assert re.search(rf"^ +--(\[no\])?{flag}: \S", out, re.MULTILINE), flag
+    for name in FLAGS:
+        assert re.search(rf"^ +--(\[no\])?{name}: \S", out, re.MULTILINE), name
+    _, *sections = re.split(r"^  --", out, flags=re.MULTILINE)
+    texts = {text.split(":")[0]: " ".join(text.split()) for text in sections}
+    replaced = {field.name for field in dataclasses.fields(mln_keras.Recipe)} & set(FLAGS)
+    assert len(replaced) == 10
+    for name in replaced:
+        values = [f"{getattr(r, name)} ({d})" for d, r in mln_keras.RECIPES.items()]
+        assert f" Default: {', '.join(values)}." in texts[name]
 
 
 # ---- a loss that is no number -------------------------------------------------------------------

@@ -1,5 +1,6 @@
-"""Data sets, splits, the CIFAR-10 directory in all its broken states, and teacher probabilities."""
+"""Data sets, splits, batches, CIFAR-10 directories in all broken states, and the teacher."""
 
+import dataclasses
 import io
 import os
 import subprocess
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import data
-from data import cifar10, digits
+from data import cifar10, digits, pipeline, teacher
 from data.source import Source, make_splits
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +43,7 @@ def small_source(held_out=200, test_size=100, num_classes=4):
 
 def test_test_and_meta_sets_are_disjoint_and_labels_stay_with_their_images():
     source = small_source()
-    splits = make_splits(source, source.train_labels, meta_size=40, unlabeled_size=0, seed=3)
+    splits = make_splits(source, meta_size=40, unlabeled_size=0, seed=3)
     test, meta = splits.test_images.ravel(), splits.meta_images.ravel()
     assert len(set(test)) == 100 and len(set(meta)) == 40 and not set(test) & set(meta)
     np.testing.assert_array_equal(splits.test_labels, test % 4)
@@ -54,13 +56,7 @@ def test_the_test_set_is_the_same_for_any_meta_and_unlabeled_size_and_depends_on
     source = small_source()
 
     def splits(seed, meta_size, unlabeled_size=0):
-        return make_splits(
-            source,
-            source.train_labels,
-            meta_size=meta_size,
-            unlabeled_size=unlabeled_size,
-            seed=seed,
-        )
+        return make_splits(source, meta_size=meta_size, unlabeled_size=unlabeled_size, seed=seed)
 
     few, many, other = splits(0, 10), splits(0, 100, 30), splits(1, 100)
     np.testing.assert_array_equal(few.test_images, many.test_images)
@@ -71,23 +67,37 @@ def test_the_test_set_is_the_same_for_any_meta_and_unlabeled_size_and_depends_on
 def test_unlabeled_samples_lose_their_label_and_only_they_do():
     source = small_source()
     given = np.roll(source.train_labels, 1)
-    before = given.copy()
-    splits = make_splits(source, given, meta_size=40, unlabeled_size=17, seed=3)
+    clean, before = source.train_labels.copy(), given.copy()
+    splits = make_splits(source, meta_size=40, unlabeled_size=17, seed=3)
+    noisy = splits.with_labels(given)
     hidden = splits.given_labels == -1
     assert hidden.sum() == 17 and not hidden[:17].all()
-    np.testing.assert_array_equal(splits.given_labels[~hidden], given[~hidden])
+    for labels, expected in ((splits.given_labels, clean), (noisy.given_labels, given)):
+        np.testing.assert_array_equal(labels, np.where(hidden, -1, expected))
+        assert labels.dtype == np.int32
     np.testing.assert_array_equal(given, before)
-    np.testing.assert_array_equal(splits.clean_labels, source.train_labels)
-    assert splits.given_labels.dtype == np.int32
+    for labels in (source.train_labels, splits.clean_labels, noisy.clean_labels):
+        np.testing.assert_array_equal(labels, clean)
+    for name in ("train_images", "meta_images", "meta_labels", "test_images", "test_labels"):
+        np.testing.assert_array_equal(getattr(noisy, name), getattr(splits, name))
+
+
+def test_which_samples_lose_their_label_depends_on_the_seed():
+    def hidden(seed):
+        splits = make_splits(small_source(), meta_size=40, unlabeled_size=17, seed=seed)
+        return splits.given_labels == -1
+
+    np.testing.assert_array_equal(hidden(3), hidden(3))
+    assert (hidden(3) != hidden(4)).any()
 
 
 def test_noise_ratio_counts_labeled_samples_only():
     source = small_source()
     given = source.train_labels.copy()
     given[:15] = (given[:15] + 1) % 4
-    splits = make_splits(source, given, meta_size=40, unlabeled_size=0, seed=3)
-    assert splits.noise_ratio == 0.25
-    splits = make_splits(source, given, meta_size=40, unlabeled_size=20, seed=3)
+    splits = make_splits(source, meta_size=40, unlabeled_size=0, seed=3)
+    assert splits.noise_ratio == 0 and splits.with_labels(given).noise_ratio == 0.25
+    splits = make_splits(source, meta_size=40, unlabeled_size=20, seed=3).with_labels(given)
     wrong = np.count_nonzero(splits.given_labels[:15] >= 0)
     assert 0 < wrong < 15 and splits.noise_ratio == wrong / 40
 
@@ -95,32 +105,27 @@ def test_noise_ratio_counts_labeled_samples_only():
 def test_a_meta_set_without_a_class_is_warned_of_by_name():
     source = small_source()
     with pytest.warns(UserWarning, match="no sample of") as caught:
-        splits = make_splits(source, source.train_labels, meta_size=2, unlabeled_size=0, seed=3)
+        splits = make_splits(source, meta_size=2, unlabeled_size=0, seed=3)
     missing = [name for i, name in enumerate("abcd") if i not in splits.meta_labels]
     assert str(caught[0].message).endswith(": " + ", ".join(missing))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make_splits(source, source.train_labels, meta_size=100, unlabeled_size=0, seed=3)
+        make_splits(source, meta_size=100, unlabeled_size=0, seed=3)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"meta_size": 0}, "meta size: expected 1 to 100 .* received 0"),
-        ({"meta_size": 101}, "meta size: expected 1 to 100 .* received 101"),
-        ({"unlabeled_size": -1}, "unlabeled size: expected 0 to 59 .* received -1"),
-        ({"unlabeled_size": 60}, "unlabeled size: expected 0 to 59 .* received 60"),
-        ({"given_labels": np.zeros(59, int)}, r"given labels: .*\(60,\).*\(59,\)"),
-        ({"given_labels": np.full(60, 4)}, r"given labels: .*\[0, 4\).* 4"),
-        ({"given_labels": np.full(60, -1)}, r"given labels: .*\[0, 4\).* -1"),
-        ({"given_labels": np.zeros(60)}, "given labels: .*float64"),
+        ({"meta_size": 0}, "^meta_size: expected 1 to 100 .* received 0$"),
+        ({"meta_size": 101}, "^meta_size: expected 1 to 100 .* received 101$"),
+        ({"unlabeled_size": -1}, "^unlabeled_size: expected 0 to 59 .* received -1$"),
+        ({"unlabeled_size": 60}, "^unlabeled_size: expected 0 to 59 .* received 60$"),
     ],
 )
 def test_bad_splits_get_one_line(change, message):
-    source = small_source()
-    arguments = dict(given_labels=source.train_labels, meta_size=40, unlabeled_size=0, seed=0)
+    arguments = dict(meta_size=40, unlabeled_size=0, seed=0)
     with pytest.raises(ValueError, match=message) as error:
-        make_splits(source, **(arguments | change))
+        make_splits(small_source(), **(arguments | change))
     assert "\n" not in str(error.value)
 
 
@@ -163,12 +168,120 @@ def test_importing_data_imports_nothing_heavy():
     assert set(data.LOADERS) == {"digits", "cifar10"}
 
 
+# --- batches
+
+
+def numbered(count, first=0):
+    """Images (count, 1, 1, 1) and labels, in which each sample is its own number."""
+    numbers = np.arange(first, first + count, dtype=np.int32)
+    return numbers.reshape(-1, 1, 1, 1), numbers
+
+
+def batch_numbers(dataset):
+    """The sample numbers of each batch, of images that carry their own label."""
+    found = []
+    for images, labels in dataset.as_numpy_iterator():
+        np.testing.assert_array_equal(images.ravel(), labels)
+        found.append(labels.tolist())
+    return found
+
+
+@pytest.mark.parametrize(("seed", "count"), [(None, 20), (None, 23), (7, 20), (7, 23)])
+def test_an_epoch_has_full_batches_and_no_sample_twice(seed, count):
+    dataset = pipeline.batches(*numbered(count), 5, seed=seed, epoch=lambda: 2)
+    found = batch_numbers(dataset)
+    assert [len(batch) for batch in found] == [5] * 4 == [5] * int(dataset.cardinality())
+    assert len(set(sum(found, []))) == 20 and set(sum(found, [])) <= set(range(count))
+    assert dataset.element_spec[0].shape == (5, 1, 1, 1)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    epoch = 0
+
+    def dataset(seed):
+        return pipeline.batches(*numbered(40), 8, seed=seed, epoch=lambda: epoch)
+
+    orders, one = {}, dataset(3)
+    for epoch in (0, 1, 2, 1):
+        order = orders.setdefault(epoch, batch_numbers(one))
+        assert batch_numbers(one) == batch_numbers(dataset(3)) == order
+        assert batch_numbers(dataset(4)) != order != batch_numbers(dataset(None))
+        assert sorted(map(sorted, order)) != sorted(map(sorted, batch_numbers(dataset(None))))
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_without_a_seed_the_samples_keep_their_order():
+    dataset = pipeline.batches(*numbered(11), 5)
+    for _ in range(2):
+        assert batch_numbers(dataset) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+@pytest.mark.parametrize(("noisy", "unlabeled"), [(10, 5), (3, 8), (9, 2), (3, 0)])
+def test_mix_interleaves_every_batch_once_in_proportion(noisy, unlabeled):
+    first = pipeline.batches(*numbered(2 * noisy), 2)
+    images = numbered(3 * unlabeled, first=100)[0]
+    mixed = pipeline.mix(first, tf.data.Dataset.from_tensor_slices(images).batch(3))
+    total = noisy + unlabeled
+    assert int(mixed.cardinality()) == total
+    kinds, numbers = [], []
+    for images, labels in mixed.as_numpy_iterator():
+        kinds.append(len(images) == 3)
+        numbers += images.ravel().tolist()
+        np.testing.assert_array_equal(labels, [-1] * 3 if kinds[-1] else images.ravel())
+        assert labels.dtype == np.int32
+        assert abs(sum(kinds) - len(kinds) * unlabeled / total) < 1
+    assert sorted(numbers) == [*range(2 * noisy), *range(100, 100 + 3 * unlabeled)]
+
+
+@pytest.mark.parametrize(("steps", "count"), [(3, 5), (5, 3), (4, 2), (1, 3)])
+def test_meta_batches_come_round_and_go_on_in_the_next_epoch(steps, count):
+    found = []
+
+    def pairs():
+        noisy = pipeline.batches(*numbered(2 * steps), 2)
+        meta = pipeline.batches(*numbered(2 * count, first=100), 2)
+        return pipeline.with_meta(noisy, meta, epoch=lambda: len(found) // steps)
+
+    def meta_numbers(dataset):
+        pairs = [(noisy[1][0] // 2, meta[1][0] // 2 - 50) for noisy, meta in dataset]
+        assert [noisy for noisy, _ in pairs] == [*range(steps)]
+        return [int(meta) for _, meta in pairs]
+
+    one = pairs()
+    assert int(one.cardinality()) == steps
+    for _ in range(count + 1):
+        epoch = meta_numbers(one.as_numpy_iterator())
+        assert meta_numbers(pairs().as_numpy_iterator()) == epoch  # of a run continued here
+        found += epoch
+    assert found == [i % count for i in range((count + 1) * steps)]
+
+
+def test_data_of_unknown_length_get_meta_batches_too():
+    noisy = pipeline.batches(*numbered(10), 2).filter(lambda *_: True)
+    meta = pipeline.batches(*numbered(4, first=100), 2)
+    pairs = pipeline.with_meta(noisy, meta, epoch=lambda: 1)
+    assert [int(m[1][0]) for _, m in pairs.as_numpy_iterator()] == [100, 102, 100, 102, 100]
+
+
+def test_loop_length_is_the_largest_divisor():
+    found = {
+        (steps, at_most): pipeline.loop_length(pipeline.batches(*numbered(steps), 1), at_most)
+        for steps, at_most in [(18, 1), (18, 5), (18, 7), (18, 18), (18, 30), (17, 16), (351, 30)]
+    }
+    assert list(found.values()) == [1, 3, 6, 18, 18, 1, 27]
+
+
+def test_loop_length_is_1_where_batches_may_differ_or_have_no_number():
+    dataset = pipeline.batches(*numbered(12), 1)
+    for other in (dataset.repeat(), dataset.filter(lambda *_: True), dataset.unbatch().batch(2)):
+        assert pipeline.loop_length(other, 4) == 1
+    assert pipeline.loop_length(dataset.take(0), 4) == 1
+
+
 # --- CIFAR-10 in a TFDS directory
 
 
 def png(pixels):
-    import tensorflow as tf
-
     return io.BytesIO(tf.io.encode_png(pixels).numpy())
 
 
@@ -283,8 +396,6 @@ def truncate(folder):
 
 
 def truncate_between_records(folder):
-    import tensorflow as tf
-
     (file,) = folder.glob("cifar10-test*")
     records = [record.numpy() for record in tf.data.TFRecordDataset(str(file))]
     with tf.io.TFRecordWriter(str(file)) as writer:
@@ -424,12 +535,10 @@ def quick_classifier(calls=None):
 
 
 def test_teacher_learns_the_clean_labels_is_reproducible_and_is_trained_once(tmp_path):
-    from data.teacher import teacher_probabilities
-
     source, calls = digits.load(), []
 
     def teach(folder, **options):
-        return teacher_probabilities(
+        return teacher.teacher_probabilities(
             source, lambda: quick_classifier(calls), tmp_path / folder, epochs=20, **options
         )
 
@@ -450,8 +559,6 @@ def test_teacher_learns_the_clean_labels_is_reproducible_and_is_trained_once(tmp
 
 
 def test_a_teacher_that_fails_leaves_no_cache(tmp_path, monkeypatch):
-    from data import teacher
-
     def half(file, array):
         file.write(b"half")
         raise OSError("disk full")
@@ -464,11 +571,53 @@ def test_a_teacher_that_fails_leaves_no_cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("option", [{"epochs": 0}, {"temperature": 0.0}])
 def test_bad_teacher_options_are_refused_by_name(tmp_path, option):
-    from data.teacher import teacher_probabilities
-
     (name,) = option
     with pytest.raises(ValueError, match=name):
-        teacher_probabilities(digits.load(), quick_classifier, tmp_path, **option)
+        teacher.teacher_probabilities(digits.load(), quick_classifier, tmp_path, **option)
+
+
+def no_classifier():
+    raise AssertionError("a teacher was trained")
+
+
+def test_other_pixels_are_another_cache_file(tmp_path, capsys):
+    source = digits.load()
+    images = source.train_images.copy()
+    images[-1, -1, -1, 0] ^= 1
+    other = dataclasses.replace(source, train_images=images)
+    written = []
+    for one in (source, other):
+        teacher.teacher_probabilities(one, quick_classifier, tmp_path, epochs=1)
+        (new,) = set(tmp_path.iterdir()) - set(written)
+        written.append(new)
+        assert f"teacher: 1 epochs on the clean labels; {new} will" in capsys.readouterr().out
+    for one, path in zip((source, other), written):
+        found = teacher.teacher_probabilities(one, no_classifier, tmp_path, epochs=1)
+        np.testing.assert_array_equal(found, np.load(path))
+        assert capsys.readouterr().out == f"teacher: its probabilities are those of {path}\n"
+
+
+def test_a_damaged_cache_file_is_to_be_deleted(tmp_path):
+    teacher.teacher_probabilities(digits.load(), quick_classifier, tmp_path, epochs=1)
+    (path,) = tmp_path.iterdir()
+    os.truncate(path, 900)
+    with pytest.raises(ValueError, match="not a whole .npy.*; delete it, ") as error:
+        teacher.teacher_probabilities(digits.load(), no_classifier, tmp_path, epochs=1)
+    assert str(error.value).startswith(f"{path} ") and "\n" not in str(error.value)
+    path.unlink()
+    teacher.teacher_probabilities(digits.load(), quick_classifier, tmp_path, epochs=1)
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "locked"])
+def test_a_cache_that_cannot_be_written_is_refused_before_the_teacher_is_trained(
+    tmp_path, monkeypatch, folder
+):
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.setattr(teacher.os, "access", lambda path, mode: Path(path).name != "locked")
+    with pytest.raises(ValueError, match="cannot be kept there .*KERAS_HOME") as error:
+        teacher.teacher_probabilities(digits.load(), no_classifier, tmp_path / folder, epochs=1)
+    assert str(error.value).startswith(f"{tmp_path / folder}: ") and "\n" not in str(error.value)
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def write_npy(array, **options):
@@ -479,11 +628,9 @@ GOOD = np.full((60, 4), 0.25, np.float64)
 
 
 def test_probabilities_are_read_from_a_file(tmp_path):
-    from data.teacher import load_probabilities
-
     expected = np.random.default_rng(0).dirichlet(np.ones(4), 60)
     np.save(tmp_path / "p.npy", expected)
-    probabilities = load_probabilities(tmp_path / "p.npy", small_source())
+    probabilities = teacher.load_probabilities(tmp_path / "p.npy", small_source())
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, expected, atol=1e-7)
 
@@ -508,10 +655,8 @@ def test_probabilities_are_read_from_a_file(tmp_path):
     ],
 )
 def test_files_without_probabilities_get_one_line_that_names_them(tmp_path, write, message):
-    from data.teacher import load_probabilities
-
     path = tmp_path / "p.npy"
     write(path)
     with pytest.raises(ValueError, match=message) as error:
-        load_probabilities(path, small_source())
+        teacher.load_probabilities(path, small_source())
     assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -86,6 +86,22 @@ def test_augmentation_is_the_identity_in_inference():
     np.testing.assert_array_equal(layers.RandomFlipCrop(4)(image, training=False), image)
 
 
+@pytest.mark.parametrize("flips", [(False, False), (False, True), (True, False)])
+def test_augmentation_is_made_again_from_its_config(flips):
+    arguments = dict(zip(("horizontal_flip", "vertical_flip"), flips), padding=2, seed=7, name="a")
+    layer = layers.RandomFlipCrop(**arguments)
+    config = layer.get_config()
+    assert {name: config[name] for name in arguments} == arguments
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3)).astype(np.uint8)
+    expected = layer(images, training=True)
+    for copy in (
+        layers.RandomFlipCrop.from_config(config),
+        keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer)),
+    ):
+        assert copy.get_config() == config
+        np.testing.assert_array_equal(copy(images, training=True), expected)
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 8, 2), (1, 7, 5, 1)])
 def test_window_max_pooling(shape):
     x = np.random.default_rng(0).normal(size=shape).astype("float32")

@@ -1,13 +1,19 @@
-"""Noise models: exact counts, who is hit, and what is refused."""
+"""Noise models, alone and by name: exact counts, who is hit, and what is refused."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data import noise
+from data import cifar10, corruption, digits, noise, teacher
 
 AUTHORS = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """In place of conftest's, which takes time: nothing here computes with Keras."""
 
 
 def flip_counts(clean, noisy, num_classes):
@@ -228,3 +234,119 @@ def test_bad_arguments_get_one_line(call, message):
 
 def test_rows_that_are_off_by_rounding_are_probabilities():
     noise.check_probabilities((UNSURE * 1.009).astype(np.float16), 3, 3)
+
+
+# --- from the name of a noise to noisy labels
+
+
+def corrupt(source, name, ratio, seed=0, **options):
+    return corruption.corrupt(source, name, ratio, seed, **({"build_teacher": None} | options))
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio"),
+    [("none", 0.0), ("uniform", 0.2), ("uniform", 0.55), ("class_dependent", 0.2),
+     ("class_dependent", 0.55)],
+)  # fmt: skip
+def test_noise_by_name_makes_the_right_number_wrong(name, ratio):
+    source = digits.load()
+    clean = source.train_labels.copy()
+    noisy = corrupt(source, name, ratio, seed=3)
+    wrong = noisy != clean
+    ways = 9 if name == "uniform" else 1
+    expected = ways * (np.bincount(clean) * ratio / ways + 1e-6).astype(int)
+    np.testing.assert_array_equal(np.bincount(clean[wrong], minlength=10), expected)
+    if name == "class_dependent":
+        np.testing.assert_array_equal(noisy[wrong], (clean[wrong] + 1) % 10)
+    elif name == "uniform":
+        assert set((noisy - clean)[wrong] % 10) == set(range(1, 10))
+    assert noisy.dtype == np.int32 and not np.shares_memory(noisy, source.train_labels)
+    np.testing.assert_array_equal(source.train_labels, clean)
+
+
+@pytest.mark.parametrize("name", ["uniform", "class_dependent"])
+def test_noise_by_name_is_a_function_of_the_seed(name):
+    source = digits.load()
+    first, same, other = (corrupt(source, name, 0.4, seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, same)
+    assert ((first != source.train_labels) != (other != source.train_labels)).any()
+
+
+def test_feature_dependent_noise_by_name_follows_the_file(tmp_path):
+    source = digits.load()
+    clean = source.train_labels
+    second = np.random.default_rng(0).uniform(0.1, 0.4, len(clean)).astype(np.float32)
+    probabilities = np.zeros((len(clean), 10), np.float32)
+    probabilities[np.arange(len(clean)), clean] = 1 - second
+    probabilities[np.arange(len(clean)), (clean + 3) % 10] = second
+    np.save(tmp_path / "p.npy", probabilities)
+    for ratio, count in ((0.2, 239), (0.55, 658)):
+        noisy = corrupt(source, "feature_dependent", ratio, probabilities_file=tmp_path / "p.npy")
+        nearest = np.argsort(-second, kind="stable")[:count]
+        expected = clean.copy()
+        expected[nearest] = (clean[nearest] + 3) % 10
+        np.testing.assert_array_equal(noisy, expected)
+
+
+def test_the_seed_reaches_feature_dependent_noise(tmp_path):
+    source = digits.load()
+    np.save(tmp_path / "p.npy", np.eye(10)[source.train_labels])
+    first, same, other = (
+        corrupt(source, "feature_dependent", 0.4, seed, probabilities_file=tmp_path / "p.npy")
+        for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first, same)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("keras_home", ["set", None])
+def test_without_a_file_a_teacher_of_the_seed_is_asked(tmp_path, monkeypatch, keras_home):
+    source, calls = digits.load(), []
+
+    def probabilities(*arguments):
+        calls.append(arguments)
+        return np.eye(10)[(source.train_labels + 4) % 10]
+
+    monkeypatch.setattr(teacher, "teacher_probabilities", probabilities)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    home = tmp_path / ".keras"
+    if keras_home:
+        home = tmp_path / keras_home
+        monkeypatch.setenv("KERAS_HOME", str(home))
+    noisy = corrupt(source, "feature_dependent", 1.0, seed=5, build_teacher=digits.load)
+    np.testing.assert_array_equal(noisy, (source.train_labels + 4) % 10)
+    assert calls == [(source, digits.load, str(home / "mln_keras_teachers"), 5)]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "name"), [(0.09, "aggre_label"), (0.17, "random_label1"), (0.4, "worse_label")]
+)
+def test_human_noise_is_the_label_set_of_that_ratio(monkeypatch, ratio, name):
+    source = dataclasses.replace(digits.load(), name="cifar10")
+    sets = {("there", name): np.roll(source.train_labels, 1)}
+    monkeypatch.setattr(cifar10, "human_labels", lambda *arguments: sets[arguments])
+    found = corrupt(source, "human", ratio, data_dir="there")
+    np.testing.assert_array_equal(found, np.roll(source.train_labels, 1))
+
+
+def test_human_labels_of_another_number_of_images_are_refused(monkeypatch):
+    source = dataclasses.replace(digits.load(), name="cifar10")
+    monkeypatch.setattr(cifar10, "human_labels", lambda *_: source.train_labels[1:])
+    with pytest.raises(ValueError, match=r"^human labels: expected .* \(1197,\)"):
+        corrupt(source, "human", 0.4)
+
+
+@pytest.mark.parametrize(
+    ("data_set", "name", "ratio", "message"),
+    [
+        ("digits", "salt", 0.4, "^noise: expected one of none, uniform, .*, received 'salt'$"),
+        ("cifar10", "human", 0.2, "^noise_ratio: .* exist for 0.09, 0.17, 0.4, received 0.2$"),
+        ("digits", "human", 0.4, "^noise: human labels exist for cifar10 only, received digits$"),
+    ],
+)
+def test_noise_that_does_not_exist_gets_one_line(monkeypatch, data_set, name, ratio, message):
+    monkeypatch.setattr(cifar10, "human_labels", None)
+    source = dataclasses.replace(digits.load(), name=data_set)
+    with pytest.raises(ValueError, match=message):
+        corrupt(source, name, ratio)
