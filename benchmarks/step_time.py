@@ -79,12 +79,12 @@ def main(_):
         "phase 2": milliseconds[FLAGS.epochs + 1 :],
     }
     figures = {"flags": {n: FLAGS[n].value for n in SETTINGS}, "versions": outputs.versions()}
-    print(f"{'':<16}{'ms a step':>10}{'range':>18}{'first epoch, s':>18}")
+    print(f"{'':<16}{'ms a step':>10}{'range':>22}{'first epoch, s':>18}")
     for name, values in phases.items():
         first, counted = values[0] * steps / 1e3, values[1:]
         median, low, high = statistics.median(counted), min(counted), max(counted)
         figures[name] = {"median_ms": median, "min_ms": low, "max_ms": high, "first_s": first}
-        print(f"{name:<16}{median:>10.2f}{f'{low:.2f} to {high:.2f}':>18}{first:>18.1f}")
+        print(f"{name:<16}{median:>10.2f}{f'{low:.2f} to {high:.2f}':>22}{first:>18.1f}")
     ratio = figures["phase 2"]["median_ms"] / figures["cross-entropy"]["median_ms"]
     print(f"phase 2 over cross-entropy: {ratio:.2f}; {steps} steps an epoch, {FLAGS.epochs} epochs")
     print(figures["versions"])
