@@ -1,0 +1,127 @@
+"""Many runs of the command line: several at a time, each in a process and directory of its own.
+
+A run that is finished is not repeated, one that was interrupted goes on, and one that fails leaves
+its log and lets the others go on.
+"""
+
+import concurrent.futures
+import csv
+import json
+import os
+import pathlib
+import queue
+import statistics
+import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import outputs
+
+HISTORY = (
+    "loss", "accuracy", "meta_loss", "soft_label_entropy", "soft_label_agreement", "meta_accuracy",
+    "test_accuracy",
+)  # fmt: skip
+PROGRAM = pathlib.Path(__file__).resolve().parents[1] / "mln_keras.py"
+
+
+def train(runs, directory, jobs, on_end=lambda: None):
+    """Trains all runs, spread over the visible GPUs, in the order given.
+
+    Args:
+        runs: dict, name of a run -> dict of its flags.
+        directory: pathlib.Path; a run's files go to the folder of its name in there, and what it
+            prints to NAME.log.
+        jobs: runs at a time on each GPU, or on the CPU where there is no GPU.
+        on_end: called without arguments whenever a run has ended.
+
+    Returns:
+        Names of the runs that failed, a list.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    gpus = queue.Queue()
+    for gpu in _visible_gpus() * jobs:
+        gpus.put(gpu)
+    with concurrent.futures.ThreadPoolExecutor(gpus.qsize()) as pool:
+        ends = {pool.submit(_train_one, directory / n, runs[n], gpus): n for n in runs}
+        for _ in concurrent.futures.as_completed(ends):
+            on_end()
+    return [name for end, name in ends.items() if not end.result()]
+
+
+def _train_one(directory, flags, gpus):
+    if (directory / "result.json").exists():
+        return True
+    log = directory.parent / f"{directory.name}.log"
+    flags = [f"--{name}={value}" for name, value in (flags | {"output_dir": directory}).items()]
+    gpu = gpus.get()
+    environment = os.environ | {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    try:
+        with open(log, "a") as file:
+            status = subprocess.call(
+                [sys.executable, PROGRAM, "--resume", *flags], stdout=file,
+                stderr=subprocess.STDOUT, env=environment,
+            )  # fmt: skip
+    finally:
+        gpus.put(gpu)
+    end = "finished" if status == 0 else f"exit status {status}, see {log}"
+    print(f"{directory.name}: {end}", flush=True)
+    return status == 0
+
+
+def _visible_gpus():
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return listed.split(",") if listed else [None]
+    try:
+        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    except OSError:
+        return [None]
+    return [str(i) for i, _ in enumerate(found.splitlines())] or [None]
+
+
+def collect(runs, directory):
+    """The finished ones of the runs, each its result.json with the accuracies by epoch.
+
+    Args:
+        runs, directory: as `train`.
+
+    Returns:
+        list of dicts; paths are left out, and `history` holds lists, a value an epoch, of the
+        columns of history.csv named in `HISTORY`, None where a phase does not have them.
+    """
+    found = []
+    for name in runs:
+        path = directory / name
+        if (path / "result.json").exists():
+            result = json.loads((path / "result.json").read_text())
+            result["flags"] |= dict.fromkeys(("data_dir", "noise_probs", "output_dir"))
+            with open(path / "history.csv", newline="") as file:
+                rows = list(csv.DictReader(file))
+            result["history"] = {
+                name: [round(float(row[name]), 4) if row[name] else None for row in rows]
+                for name in HISTORY
+            }
+            found.append(result)
+    return found
+
+
+def quote(values):
+    """Mean, and where there are several values their standard deviation, of shares in percent."""
+    values = [100 * value for value in values if value is not None]
+    if len(values) < 2:
+        return "".join(f"{value:.2f}" for value in values)
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def write(path, results):
+    """Writes results as JSON, a line each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with outputs.atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(result) + "\n" for result in results))
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,131 @@
+"""Table I of the paper: every run of the grid, several at a time, and the table.
+
+    python benchmarks/table1.py --noise_probs cifar10_student_probs.npy
+    python benchmarks/table1.py --table_only
+
+Each run is the command line's, in a directory under --output_dir; run again, this goes on where it
+was. Whenever a run ends, --results (JSON, a line a run: its result.json and its accuracies by
+epoch) and the Markdown table beside it are written anew. Runs of the first seed come first, so that
+the table can be read early. Flags after `--` are passed on to every run.
+"""
+
+import argparse
+import itertools
+import pathlib
+import sys
+
+import grid
+from grid import quote
+
+METHODS = {"metalabelnet": "MetaLabelNet", "cross_entropy": "cross-entropy"}
+RATIOS = (0.2, 0.4, 0.6, 0.8)
+PAPER = {  # Table I, rows "Ours" and "Cross Entropy": mean and standard deviation of 4 runs
+    ("uniform", "metalabelnet"): ("83.35 ± 0.17", "79.03 ± 0.26", "70.60 ± 0.86", "50.02 ± 0.44"),
+    ("uniform", "cross_entropy"): ("82.55 ± 0.80", "76.31 ± 0.75", "65.94 ± 0.44", "38.19 ± 0.81"),
+    ("feature_dependent", "metalabelnet"):
+        ("83.00 ± 0.41", "80.42 ± 0.51", "78.42 ± 0.36", "76.57 ± 0.33"),
+    ("feature_dependent", "cross_entropy"):
+        ("81.75 ± 0.39", "71.86 ± 0.69", "69.78 ± 0.71", "23.18 ± 0.55"),
+}  # fmt: skip
+
+
+def in_the_paper(noise, ratio, method):
+    return dict(zip(RATIOS, PAPER.get((noise, method), ()))).get(ratio, "")
+
+
+def runs_of(arguments):
+    """Name and flags of every run, in the order of running."""
+    fixed = dict(flag.removeprefix("--").split("=", 1) for flag in arguments.flags)
+    runs = {}
+    for seed, noise, ratio, method in itertools.product(
+        arguments.seeds, arguments.noises, arguments.ratios, arguments.methods
+    ):
+        flags = {"dataset": arguments.dataset, "noise": noise, "noise_ratio": ratio}
+        flags |= {"method": method, "seed": seed}
+        if noise == "feature_dependent" and arguments.noise_probs:
+            flags["noise_probs"] = arguments.noise_probs
+        runs[f"{noise}-{ratio}-{method}-seed{seed}"] = flags | fixed
+    return runs
+
+
+def table(results):
+    """Markdown: a row a noise, ratio and method, then the gain over cross-entropy."""
+    lines = [
+        "| noise | method | seeds | warm-up end | best by meta | last epoch | paper |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    cells = {}
+    for result in results:
+        cell = (result["noise"], result["noise_ratio"], result["method"])
+        cells.setdefault(cell, {})[result["seed"]] = result
+    for (noise, ratio, method), runs in sorted(cells.items()):
+        accuracies = (
+            quote([run[name] for run in runs.values()])
+            for name in ("warmup_test_accuracy", "test_accuracy", "last_test_accuracy")
+        )
+        seeds = ", ".join(map(str, sorted(runs)))
+        cell = (f"{noise}, {ratio:.0%}", METHODS[method], seeds, *accuracies)
+        lines.append(f"| {' | '.join(cell)} | {in_the_paper(noise, ratio, method)} |")
+    lines += [
+        "",
+        "Gain over cross-entropy, best by meta, of the seeds that both methods have:",
+        "",
+        "| noise | seeds | gain | paper |",
+        "| --- | --- | --- | --- |",
+    ]
+    for noise, ratio in sorted({cell[:2] for cell in cells}):
+        ours, theirs = (cells.get((noise, ratio, method), {}) for method in METHODS)
+        seeds = sorted(set(ours) & set(theirs))
+        if seeds:
+            gains = [ours[seed]["test_accuracy"] - theirs[seed]["test_accuracy"] for seed in seeds]
+            paper = [in_the_paper(noise, ratio, method) for method in METHODS]
+            if all(paper):
+                ours_mean, theirs_mean = (float(cell.split(" ± ")[0]) for cell in paper)
+                paper = [f"{ours_mean - theirs_mean:.2f}"]
+            names = ", ".join(map(str, seeds))
+            lines.append(f"| {noise}, {ratio:.0%} | {names} | {quote(gains)} | {paper[0]} |")
+    return "\n".join(lines) + "\n"
+
+
+def parse(argv):
+    def numbers(kind):
+        return lambda text: [kind(part) for part in text.split(",")]
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--output_dir", type=pathlib.Path, default=pathlib.Path("runs/table1"))
+    add("--results", type=pathlib.Path, default=pathlib.Path("results/table1.jsonl"))
+    add("--dataset", default="cifar10")
+    add("--noises", type=numbers(str), default=["uniform", "feature_dependent"])
+    add("--ratios", type=numbers(float), default=list(RATIOS))
+    add("--methods", type=numbers(str), default=list(METHODS))
+    add("--seeds", type=numbers(int), default=[0, 1, 2, 3])
+    add("--noise_probs", help="the teacher's probabilities, for feature-dependent noise")
+    add("--jobs", type=int, default=4, help="runs at a time on each GPU, or on the CPU")
+    add("--table_only", action="store_true", help="print the table of --results; train nothing")
+    add("flags", nargs="*", help="after --: --NAME=VALUE for every run")
+    return parser.parse_args(argv)
+
+
+def main(argv):
+    """Returns the exit status: 1 where a run failed."""
+    arguments = parse(argv)
+    if arguments.table_only:
+        print(table(grid.read(arguments.results)), end="")
+        return 0
+    runs = runs_of(arguments)
+
+    def write():
+        results = grid.collect(runs, arguments.output_dir)
+        grid.write(arguments.results, results)
+        arguments.results.with_suffix(".md").write_text(table(results))
+
+    failed = grid.train(runs, arguments.output_dir, arguments.jobs, write)
+    print(f"\n{table(grid.read(arguments.results))}", end="")
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
