@@ -29,7 +29,7 @@ def train(runs, directory, jobs, on_end=lambda: None):
     """Trains all runs, spread over the visible GPUs, in the order given.
 
     Args:
-        runs: dict, name of a run -> dict of its flags.
+        runs: dict, name of a run -> list of its program and flags.
         directory: pathlib.Path; a run's files go to the folder of its name in there, and what it
             prints to NAME.log.
         jobs: runs at a time on each GPU, or on the CPU where there is no GPU.
@@ -49,11 +49,10 @@ def train(runs, directory, jobs, on_end=lambda: None):
     return [name for end, name in ends.items() if not end.result()]
 
 
-def _train_one(directory, flags, gpus):
+def _train_one(directory, command, gpus):
     if (directory / "result.json").exists():
         return True
     log = directory.parent / f"{directory.name}.log"
-    flags = [f"--{name}={value}" for name, value in (flags | {"output_dir": directory}).items()]
     gpu = gpus.get()
     environment = os.environ | {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     if gpu is not None:
@@ -61,8 +60,8 @@ def _train_one(directory, flags, gpus):
     try:
         with open(log, "a") as file:
             status = subprocess.call(
-                [sys.executable, PROGRAM, "--resume", *flags], stdout=file,
-                stderr=subprocess.STDOUT, env=environment,
+                [sys.executable, *command, "--resume", f"--output_dir={directory}"],
+                stdout=file, stderr=subprocess.STDOUT, env=environment,
             )  # fmt: skip
     finally:
         gpus.put(gpu)
@@ -89,8 +88,8 @@ def collect(runs, directory):
         runs, directory: as `train`.
 
     Returns:
-        list of dicts; paths are left out, and `history` holds lists, a value an epoch, of the
-        columns of history.csv named in `HISTORY`, None where a phase does not have them.
+        list of dicts; `run` is the name, paths are left out, and `history` holds lists, a value an
+        epoch, of the columns of history.csv named in `HISTORY`, None where a phase has none.
     """
     found = []
     for name in runs:
@@ -104,7 +103,7 @@ def collect(runs, directory):
                 name: [round(float(row[name]), 4) if row[name] else None for row in rows]
                 for name in HISTORY
             }
-            found.append(result)
+            found.append({"run": name} | result)
     return found
 
 
@@ -125,3 +124,35 @@ def write(path, results):
 
 def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def numbers(kind):
+    """For argparse: a list with commas in between."""
+    return lambda text: [kind(part) for part in text.split(",")]
+
+
+def main(arguments, runs, table):
+    """Trains what is not finished, keeps the results, prints their table.
+
+    Args:
+        arguments: with output_dir, results (pathlib.Path), jobs and table_only.
+        runs: as `train`.
+        table: function from results to Markdown.
+
+    Returns:
+        The exit status: 1 where a run failed.
+    """
+    if arguments.table_only:
+        print(table(read(arguments.results)), end="")
+        return 0
+
+    def keep():
+        results = collect(runs, arguments.output_dir)
+        write(arguments.results, results)
+        arguments.results.with_suffix(".md").write_text(table(results))
+
+    failed = train(runs, arguments.output_dir, arguments.jobs, keep)
+    print(f"\n{table(read(arguments.results))}", end="")
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0

@@ -34,8 +34,7 @@ def in_the_paper(noise, ratio, method):
 
 
 def runs_of(arguments):
-    """Name and flags of every run, in the order of running."""
-    fixed = dict(flag.removeprefix("--").split("=", 1) for flag in arguments.flags)
+    """Name, and program with flags, of every run in the order of running."""
     runs = {}
     for seed, noise, ratio, method in itertools.product(
         arguments.seeds, arguments.noises, arguments.ratios, arguments.methods
@@ -44,7 +43,8 @@ def runs_of(arguments):
         flags |= {"method": method, "seed": seed}
         if noise == "feature_dependent" and arguments.noise_probs:
             flags["noise_probs"] = arguments.noise_probs
-        runs[f"{noise}-{ratio}-{method}-seed{seed}"] = flags | fixed
+        flags = [f"--{name}={value}" for name, value in flags.items()]
+        runs[f"{noise}-{ratio}-{method}-seed{seed}"] = [grid.PROGRAM, *flags, *arguments.flags]
     return runs
 
 
@@ -88,43 +88,26 @@ def table(results):
 
 
 def parse(argv):
-    def numbers(kind):
-        return lambda text: [kind(part) for part in text.split(",")]
-
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--output_dir", type=pathlib.Path, default=pathlib.Path("runs/table1"))
     add("--results", type=pathlib.Path, default=pathlib.Path("results/table1.jsonl"))
     add("--dataset", default="cifar10")
-    add("--noises", type=numbers(str), default=["uniform", "feature_dependent"])
-    add("--ratios", type=numbers(float), default=list(RATIOS))
-    add("--methods", type=numbers(str), default=list(METHODS))
-    add("--seeds", type=numbers(int), default=[0, 1, 2, 3])
+    add("--noises", type=grid.numbers(str), default=["uniform", "feature_dependent"])
+    add("--ratios", type=grid.numbers(float), default=list(RATIOS))
+    add("--methods", type=grid.numbers(str), default=list(METHODS))
+    add("--seeds", type=grid.numbers(int), default=[0, 1, 2, 3])
     add("--noise_probs", help="the teacher's probabilities, for feature-dependent noise")
     add("--jobs", type=int, default=4, help="runs at a time on each GPU, or on the CPU")
     add("--table_only", action="store_true", help="print the table of --results; train nothing")
-    add("flags", nargs="*", help="after --: --NAME=VALUE for every run")
+    add("flags", nargs="*", help="after --: flags for every run")
     return parser.parse_args(argv)
 
 
 def main(argv):
     """Returns the exit status: 1 where a run failed."""
     arguments = parse(argv)
-    if arguments.table_only:
-        print(table(grid.read(arguments.results)), end="")
-        return 0
-    runs = runs_of(arguments)
-
-    def write():
-        results = grid.collect(runs, arguments.output_dir)
-        grid.write(arguments.results, results)
-        arguments.results.with_suffix(".md").write_text(table(results))
-
-    failed = grid.train(runs, arguments.output_dir, arguments.jobs, write)
-    print(f"\n{table(grid.read(arguments.results))}", end="")
-    if failed:
-        print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return grid.main(arguments, runs_of(arguments), table)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import keras
 import numpy as np
 import pytest
+from tensorflow.python.framework.config import disable_op_determinism
 
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Every test starts from the same seed, policy and float type."""
+    """Every test starts from the same seed, policy, float type and choice of kernels."""
     keras.utils.set_random_seed(0)
     yield
+    disable_op_determinism()
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
     keras.backend.clear_session()

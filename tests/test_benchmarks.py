@@ -1,13 +1,21 @@
 """The grid of Table I: what is trained, what is kept, and the table."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
+import keras
 import pytest
+
+import layers
+import mln_keras
+import outputs
+from data import noise, pipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import differences
 import figures
 import grid
 import table1
@@ -77,10 +85,10 @@ def test_the_table_quotes_means_gains_and_the_paper():
 def test_runs_of_the_first_seed_come_first_and_take_the_flags():
     runs = table1.runs_of(table1.parse(["--noise_probs=p.npy", "--", "--mixed_precision=true"]))
     assert len(runs) == 64 and list(runs)[0] == "uniform-0.2-metalabelnet-seed0"
-    assert [flags["seed"] for flags in runs.values()] == [s for s in range(4) for _ in range(16)]
-    probs = {(flags["noise"], flags.get("noise_probs")) for flags in runs.values()}
-    assert probs == {("uniform", None), ("feature_dependent", "p.npy")}
-    assert all(flags["mixed_precision"] == "true" for flags in runs.values())
+    seeds = [f"--seed={seed}" for seed in range(4) for _ in range(16)]
+    for flags, seed in zip(runs.values(), seeds, strict=True):
+        assert seed in flags and flags[-1] == "--mixed_precision=true"
+        assert ("--noise=uniform" in flags) != ("--noise_probs=p.npy" in flags)
 
 
 def test_what_is_quoted_is_rebuilt_from_the_results(tmp_path):
@@ -91,3 +99,65 @@ def test_what_is_quoted_is_rebuilt_from_the_results(tmp_path):
     rebuilt = (tmp_path / "figure3.csv").read_text()
     assert rebuilt == (root / "results" / "figure3.csv").read_text()
     assert (tmp_path / "figure3.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_difference_makes_a_difference(monkeypatch):
+    """Also the recipe, from all others; those that are flags are not tried."""
+
+    class Trained(Exception):
+        pass
+
+    def run(settings, recipe, splits):
+        model = mln_keras.build_model(settings, recipe)
+        model.run_eagerly = True
+        model.fit(
+            (splits.train_images[:64], splits.given_labels[:64]),
+            meta_data=(splits.meta_images[:48], splits.meta_labels[:48]), batch_size=16, epochs=3,
+            verbose=0, callbacks=[keras.callbacks.LearningRateScheduler(recipe.learning_rate_at)],
+        )  # fmt: skip
+        raise Trained(b"".join(w.numpy().tobytes() for w in model.classifier.weights))
+
+    flags = ["--dataset=digits", "--noise=uniform", "--epochs=3", "--warmup_epochs=1",
+             "--learning_rate=0.1", "--output_dir=nowhere"]  # fmt: skip
+    found = {}
+    for name, difference in differences.DIFFERENCES.items():
+        if difference and isinstance(difference, list):
+            continue
+        with monkeypatch.context() as patch:
+            recipe = dataclasses.replace(mln_keras.RECIPES["digits"], learning_rate_drops=(2,))
+            patch.setattr(mln_keras, "RECIPES", {"digits": recipe})
+            patch.setattr(mln_keras, "run", run)
+            patch.setattr(outputs, "make_directory", lambda _: None)
+            for module, of in ((mln_keras, "build_model"), (noise, "uniform"),
+                               (layers, "kl_divergence"), (layers, "entropy"),
+                               (pipeline, "batches")):  # fmt: skip
+                patch.setattr(module, of, getattr(module, of))
+            with pytest.raises(Trained) as trained:
+                differences.main(["run", name, *flags])
+        weights = trained.value.args[0]
+        assert weights not in found, f"{name} is the same as {found.get(weights)}"
+        found[weights] = name
+    assert len(found) == 13
+
+
+def test_the_table_of_differences_takes_gains_by_seed():
+    results = [
+        {"run": f"uniform-{number:02d}-seed{seed}", "noise": "uniform", "seed": seed,
+         "test_accuracy": accuracy}
+        for number, seed, accuracy in [(0, 0, 0.7), (0, 1, 0.8), (1, 0, 0.75), (1, 1, 0.75)]
+    ]  # fmt: skip
+    names = list(differences.DIFFERENCES)
+    assert differences.table(results).splitlines() == [
+        "| difference | uniform | gain |",
+        "| --- | --- | --- |",
+        f"| {names[0]} | 75.00 ± 7.07 |  |",
+        f"| {names[1]} | 75.00 ± 0.00 | 0.00 ± 7.07 |",
+    ]
+
+
+def test_differences_are_run_by_name():
+    runs = differences.runs_of(differences.parse(["--noise_probs=p.npy", "--seeds=3"]))
+    assert len(runs) == 2 * len(differences.DIFFERENCES)
+    first = runs["feature_dependent-00-seed3"]
+    assert first[1:3] == ["run", "recipe"] and "--noise_probs=p.npy" in first
+    assert runs["uniform-05-seed3"][-1] == "--batch_size=125"

@@ -1,0 +1,213 @@
+"""What decides the accuracy: each way in which a program may differ from the recipe, alone.
+
+    python benchmarks/differences.py --noise_probs cifar10_student_probs.npy
+    python benchmarks/differences.py --table_only
+
+Runs MetaLabelNet on CIFAR-10 at 40 % noise with the recipe and with each difference from it, as
+benchmarks/table1.py runs its grid. `DIFFERENCES` says what each one changes.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+
+import grid
+import keras
+import numpy as np
+from grid import quote
+from keras import ops
+
+import data.noise
+import layers
+import mln_keras
+from data import pipeline
+
+
+def with_model(change):
+    """A difference made by changing the compiled model before it is trained."""
+
+    def apply():
+        build = mln_keras.build_model
+
+        def build_and_change(settings, recipe):
+            model = build(settings, recipe)
+            change(model)
+            return model
+
+        mln_keras.build_model = build_and_change
+
+    return apply
+
+
+def with_attribute(name, value):
+    return with_model(lambda model: setattr(model, name, value))
+
+
+def change_recipes(**changes):
+    for name, recipe in mln_keras.RECIPES.items():
+        mln_keras.RECIPES[name] = dataclasses.replace(recipe, **changes)
+
+
+def draw_uniform_noise():
+    """Every label flips with the probability of the ratio, to any other class."""
+
+    def uniform(labels, ratio, num_classes, seed):
+        rng = np.random.default_rng(seed)
+        other = (labels + rng.integers(1, num_classes, len(labels))) % num_classes
+        return np.where(rng.random(len(labels)) < ratio, other, labels).astype(np.int32)
+
+    data.noise.uniform = uniform
+
+
+def add_1e_10():
+    """As the authors' program: `log(p + 1e-10)` of probabilities."""
+
+    def log(logits):
+        return ops.log(ops.softmax(ops.cast(logits, "float32")) + 1e-10)
+
+    def kl_divergence(logits, soft_label_logits):
+        return ops.sum(ops.softmax(logits) * (log(logits) - log(soft_label_logits)), axis=-1)
+
+    def entropy(logits):
+        return -ops.sum(ops.softmax(logits) * log(logits), axis=-1)
+
+    layers.kl_divergence, layers.entropy = kl_divergence, entropy
+
+
+@with_model
+def forget_momentum(model):
+    begin_phase_2 = model.begin_phase_2
+
+    def begin_and_forget():
+        begin_phase_2()
+        for momentum in model.optimizer.momentums:
+            momentum.assign(ops.zeros_like(momentum))
+
+    model.begin_phase_2 = begin_and_forget
+
+
+@with_model
+def initialize_as_keras(model):
+    for layer in model.classifier.layers:
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+            layer.kernel.assign(keras.initializers.GlorotUniform()(layer.kernel.shape))
+            layer.bias.assign(ops.zeros_like(layer.bias))
+
+
+@with_model
+def augment_meta_batches(model):
+    logits_at = model._logits_at
+    model._logits_at = lambda θ_hat, images: logits_at(θ_hat, model._augment(images))
+
+
+@with_model
+def take_features_before_batch_norm(model):
+    name = next(layer.name for layer in model.classifier.layers
+                if isinstance(layer, keras.layers.Dense))  # fmt: skip
+    model._features, _ = layers.find_features(model.classifier, name, model.image_shape)
+
+
+@with_model
+def shuffle_meta_batches(model):
+    batches = pipeline.batches
+
+    def shuffled(*arguments, name, **options):
+        if name == "meta_data":
+            options |= {"seed": 1, "epoch": lambda: model.current_epoch}
+        return batches(*arguments, name=name, **options)
+
+    pipeline.batches = shuffled
+
+
+# name -> what makes the difference in the program, or the flags that do
+DIFFERENCES = {
+    "recipe": [],
+    "meta batch leaves the running averages alone": with_attribute("meta_batch_norm", False),
+    "training batches in one order": with_attribute("seed", None),
+    "meta batches shuffled": shuffle_meta_batches,
+    "meta batches augmented": augment_meta_batches,
+    "batches of 125 that leave no image over": ["--batch_size=125"],
+    "uniform noise drawn instead of counted": draw_uniform_noise,
+    "Keras' initial weights": initialize_as_keras,
+    "label head starts from the last layer": with_attribute("label_head_init", "classifier"),
+    "1e-10 in the logarithms": add_1e_10,
+    "λ drops an epoch earlier": lambda: change_recipes(learning_rate_drops=(40, 80)),
+    "sum over the classes": with_attribute("average_over_classes", False),
+    "α = 0.3": ["--inner_learning_rate=0.3"],
+    "α = 3": ["--inner_learning_rate=3"],
+    "momentum forgotten at the switch": forget_momentum,
+    "features before batch norm and ReLU": take_features_before_batch_norm,
+    "bfloat16": ["--mixed_precision"],
+}
+
+
+def runs_of(arguments):
+    """Name, and program with flags, of every run in the order of running."""
+    runs = {}
+    for seed in arguments.seeds:
+        for difference in arguments.differences:
+            for noise in arguments.noises:
+                flags = [f"--dataset={arguments.dataset}", f"--noise={noise}", "--noise_ratio=0.4",
+                         "--method=metalabelnet", f"--seed={seed}"]  # fmt: skip
+                if noise == "feature_dependent" and arguments.noise_probs:
+                    flags.append(f"--noise_probs={arguments.noise_probs}")
+                if isinstance(DIFFERENCES[difference], list):
+                    flags += DIFFERENCES[difference]
+                number = list(DIFFERENCES).index(difference)
+                runs[f"{noise}-{number:02d}-seed{seed}"] = [
+                    __file__, "run", difference, *flags, *arguments.flags
+                ]  # fmt: skip
+    return runs
+
+
+def table(results):
+    """Markdown: a row a difference, test accuracy best by meta and what it gains on the recipe."""
+    noises = list(dict.fromkeys(result["noise"] for result in results))
+    lines = [f"| difference | {' | '.join(f'{noise} | gain' for noise in noises)} |",
+             f"| --- {'| --- | --- ' * len(noises)}|"]  # fmt: skip
+    accuracy = {}
+    for result in results:
+        number = int(result["run"].split("-")[-2])
+        cell = accuracy.setdefault((number, result["noise"]), {})
+        cell[result["seed"]] = result["test_accuracy"]
+    for number, name in enumerate(DIFFERENCES):
+        columns = []
+        for noise in noises:
+            mine, recipe = (accuracy.get((n, noise), {}) for n in (number, 0))
+            gains = [mine[seed] - recipe[seed] for seed in mine if number and seed in recipe]
+            columns += [quote(mine.values()), quote(gains)]
+        if any(columns):
+            lines.append(f"| {name} | {' | '.join(columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--output_dir", type=pathlib.Path, default=pathlib.Path("runs/differences"))
+    add("--results", type=pathlib.Path, default=pathlib.Path("results/differences.jsonl"))
+    add("--dataset", default="cifar10")
+    add("--noises", type=grid.numbers(str), default=["uniform", "feature_dependent"])
+    add("--differences", type=grid.numbers(str), default=list(DIFFERENCES))
+    add("--seeds", type=grid.numbers(int), default=[0, 1])
+    add("--noise_probs", help="the teacher's probabilities, for feature-dependent noise")
+    add("--jobs", type=int, default=4, help="runs at a time on each GPU, or on the CPU")
+    add("--table_only", action="store_true", help="print the table of --results; train nothing")
+    add("flags", nargs="*", help="after --: flags for every run")
+    return parser.parse_args(argv)
+
+
+def main(argv):
+    """Returns the exit status: 1 where a run failed."""
+    if argv[:1] == ["run"]:
+        difference = DIFFERENCES[argv[1]]
+        if callable(difference):
+            difference()
+        return mln_keras.main([__file__, *argv[2:]])
+    arguments = parse(argv)
+    return grid.main(arguments, runs_of(arguments), table)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
