@@ -148,60 +148,6 @@ class MetaLabelNet(TwoPhaseModel):
         self.soft_label_agreement = keras.metrics.Mean("soft_label_agreement")
         self.built = True
 
-    def compile(
-        self,
-        optimizer,
-        meta_optimizer=None,
-        metrics=("accuracy",),
-        jit_compile="auto",
-        run_eagerly=False,
-        steps_per_execution=1,
-    ):
-        """Configures training. The losses are the algorithm's and cannot be chosen.
-
-        Args:
-            optimizer: of the classifier, λ in Eq. 13; the paper's is SGD with momentum 0.9.
-            meta_optimizer: of the label head, β in Eq. 10; another instance than `optimizer`.
-                None is the paper's Adam, 1e-2.
-            metrics: Keras metrics of (given labels, class probabilities); they take sample
-                weights, and those of unlabeled samples are 0.
-            jit_compile, run_eagerly: as `keras.Model.compile`.
-            steps_per_execution: at most how many steps run in one call. With `jit_compile`, and
-                where batches have one shape and a divisor of their number allows it, they are one
-                XLA program: the fastest way on a GPU, but a slow one on a CPU.
-
-        Raises:
-            ValueError: where one optimizer is given twice.
-        """
-        if optimizer is meta_optimizer:
-            raise ValueError(
-                "meta_optimizer: expected another optimizer than `optimizer`, received the same; "
-                "each keeps the state of its own weights"
-            )
-        super().compile(
-            optimizer=optimizer,
-            weighted_metrics=list(metrics or ()),
-            jit_compile=jit_compile,
-            run_eagerly=run_eagerly,
-            steps_per_execution=steps_per_execution,
-            auto_scale_loss=False,
-        )
-        self._steps_a_call = steps_per_execution
-        self.meta_optimizer = keras.optimizers.get(
-            keras.optimizers.Adam(1e-2, epsilon=1e-8) if meta_optimizer is None else meta_optimizer
-        )
-        self._compile_arguments = {
-            "metrics": metrics,
-            "jit_compile": jit_compile,
-            "run_eagerly": run_eagerly,
-            "steps_per_execution": steps_per_execution,
-        }
-        self._compile_metrics.build(  # tf.distribute needs every variable before the first step
-            keras.KerasTensor((None,), "int32"), keras.KerasTensor((None, self.num_classes))
-        )
-        self.optimizer.build(self.classifier.trainable_variables)
-        self.meta_optimizer.build(self.label_head.trainable_variables)
-
     def call(self, images, training=False):
         """Class probabilities, float32 (N, C), of images (N, H, W, channels)."""
         checks.image_dtype(images, self.image_dtype)
@@ -331,24 +277,6 @@ class MetaLabelNet(TwoPhaseModel):
         soft_labels = tf.function(lambda x: ops.softmax(self.label_head(self._extract_features(x))))
         spans = range(0, max(1, len(images)), batch_size)
         return np.concatenate([soft_labels(np.asarray(images[i : i + batch_size])) for i in spans])
-
-    def export(self, filepath):
-        """Writes a SavedModel that plain TensorFlow loads.
-
-        Its signature `serving_default` takes `images`, (N, H, W, channels) of the dtype that the
-        model was trained on (uint8 in 0..255 unless it was given float images), and returns
-        `probabilities`, float32 (N, C).
-        """
-        dtype = self.image_dtype or "uint8"
-        images = tf.TensorSpec([None, *self.image_shape], dtype, name="images")
-        archive = keras.export.ExportArchive()
-        archive.track(self.classifier)
-        archive.add_endpoint(
-            "serving_default",
-            lambda images: {"probabilities": self(images, training=False)},
-            input_signature=[images],
-        )
-        archive.write_out(filepath, verbose=False)
 
 
 def _gradient(tape, loss, weights):

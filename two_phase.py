@@ -1,6 +1,6 @@
 """A Keras model that is trained in two phases, and all of Keras that this takes.
 
-What is learned, and from what, is in mln_keras.py; here is how `fit` gets there.
+What is learned, and from what, is in mln_keras.py; here is how Keras gets there.
 """
 
 import functools
@@ -79,16 +79,15 @@ class TwoPhaseCallbacks(keras.callbacks.CallbackList):
 
 
 class TwoPhaseModel(keras.Model):
-    """`fit`, metrics and saving for a model of two phases.
+    """`compile`, `fit`, metrics, saving and `export` for a model of two phases.
 
-    A subclass sets the attributes classifier, augmentation, image_shape, num_classes,
+    A subclass sets the attributes classifier, label_head, augmentation, image_shape, num_classes,
     warmup_epochs, seed, and `phase`, an integer variable that is 1 until its `begin_phase_2` sets
     it to 2. Its `train_step` runs a step of `phase_in_training` through `run_step`, and a step
     calls `update_metrics`. `phase_2_metrics` names the metrics that only phase 2 has,
     `config_names` the constructor's arguments of plain types. `current_epoch` is the epoch that is
-    being trained,
-    `image_dtype` the name of the training images' dtype, None before training, and `loop_length`
-    the number of steps in a program.
+    being trained, `image_dtype` the name of the training images' dtype, None before training, and
+    `loop_length` the number of steps in a program.
     """
 
     phase_2_metrics = ()
@@ -99,6 +98,60 @@ class TwoPhaseModel(keras.Model):
         self.current_epoch = 0
         self.image_dtype = None
         self.phase_in_training = self.loop_length = 1
+
+    def compile(
+        self,
+        optimizer,
+        meta_optimizer=None,
+        metrics=("accuracy",),
+        jit_compile="auto",
+        run_eagerly=False,
+        steps_per_execution=1,
+    ):
+        """Configures training. The losses are the algorithm's and cannot be chosen.
+
+        Args:
+            optimizer: of the classifier, λ in Eq. 13; the paper's is SGD with momentum 0.9.
+            meta_optimizer: of the label head, β in Eq. 10; another instance than `optimizer`.
+                None is the paper's Adam, 1e-2.
+            metrics: Keras metrics of (given labels, class probabilities); they take sample
+                weights, and those of unlabeled samples are 0.
+            jit_compile, run_eagerly: as `keras.Model.compile`.
+            steps_per_execution: at most how many steps run in one call. With `jit_compile`, and
+                where batches have one shape and a divisor of their number allows it, they are one
+                XLA program: the fastest way on a GPU, but a slow one on a CPU.
+
+        Raises:
+            ValueError: where one optimizer is given twice.
+        """
+        if optimizer is meta_optimizer:
+            raise ValueError(
+                "meta_optimizer: expected another optimizer than `optimizer`, received the same; "
+                "each keeps the state of its own weights"
+            )
+        super().compile(
+            optimizer=optimizer,
+            weighted_metrics=list(metrics or ()),
+            jit_compile=jit_compile,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            auto_scale_loss=False,
+        )
+        self._steps_a_call = steps_per_execution
+        self.meta_optimizer = keras.optimizers.get(
+            keras.optimizers.Adam(1e-2, epsilon=1e-8) if meta_optimizer is None else meta_optimizer
+        )
+        self._compile_arguments = {
+            "metrics": metrics,
+            "jit_compile": jit_compile,
+            "run_eagerly": run_eagerly,
+            "steps_per_execution": steps_per_execution,
+        }
+        self._compile_metrics.build(  # tf.distribute needs every variable before the first step
+            keras.KerasTensor((None,), "int32"), keras.KerasTensor((None, self.num_classes))
+        )
+        self.optimizer.build(self.classifier.trainable_variables)
+        self.meta_optimizer.build(self.label_head.trainable_variables)
 
     def fit(
         self,
@@ -248,6 +301,24 @@ class TwoPhaseModel(keras.Model):
         logits = self.logits(images, training=False)
         self.update_metrics(layers.cross_entropy(labels, logits), labels, logits)
         return self._results()
+
+    def export(self, filepath):
+        """Writes a SavedModel that plain TensorFlow loads.
+
+        Its signature `serving_default` takes `images`, (N, H, W, channels) of the dtype that the
+        model was trained on (uint8 in 0..255 unless it was given float images), and returns
+        `probabilities`, float32 (N, C).
+        """
+        dtype = self.image_dtype or "uint8"
+        images = tf.TensorSpec([None, *self.image_shape], dtype, name="images")
+        archive = keras.export.ExportArchive()
+        archive.track(self.classifier)
+        archive.add_endpoint(
+            "serving_default",
+            lambda images: {"probabilities": self(images, training=False)},
+            input_signature=[images],
+        )
+        archive.write_out(filepath, verbose=False)
 
     def get_config(self):
         return super().get_config() | {
