@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 from PIL import Image
 
+from data import pipeline
 from data.image_files import ImageFiles, from_directory
 from mln_keras import MetaLabelNet
 
@@ -49,6 +50,13 @@ def test_a_directory_is_read_in_the_order_of_names(files, pixels):
     np.testing.assert_array_equal(images, np.concatenate([pixels[1::2], pixels[::2]]))
     np.testing.assert_array_equal(images[labels == 1], pixels[::2])
     np.testing.assert_array_equal(images[2:4], pixels[5:8:2])
+
+
+def test_batches_have_one_known_shape(files):
+    images, labels, _ = from_directory(files, (6, 8))
+    shapes = [spec.shape for spec in pipeline.batches(images, labels, 5).element_spec]
+    assert shapes == [(5, 6, 8, 3), (5,)]
+    assert images.dataset(labels).element_spec[0].shape[1:] == (6, 8, 3)
 
 
 def test_training_from_files_equals_training_from_arrays(files):
