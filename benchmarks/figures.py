@@ -1,10 +1,17 @@
-"""The paper's figures on CIFAR-10, each a PNG and a CSV beside it, from results; trains nothing.
+"""The paper's figures on CIFAR-10: their runs, and each as a PNG with a CSV beside it.
 
-    python benchmarks/figures.py figure3 [--results results/table1.jsonl] [--directory results]
+    python benchmarks/figures.py figure3
+    python benchmarks/figures.py figure5 --noise_probs cifar10_student_probs.npy [--table_only]
+
+Figure 3 is drawn from the runs of benchmarks/table1.py. The others vary one flag; their runs are
+trained and kept as benchmarks/table1.py does it, and drawn from results/NAME.jsonl; --table_only
+trains nothing. Flags after `--` are passed on to every run.
 """
 
 import argparse
 import csv
+import dataclasses
+import itertools
 import pathlib
 import statistics
 import sys
@@ -14,6 +21,7 @@ import matplotlib.figure
 
 import outputs
 
+ACCURACIES = ("warmup_test_accuracy", "test_accuracy", "last_test_accuracy")
 LINES = {  # method -> (name, colour)
     "metalabelnet": ("MetaLabelNet", "tab:blue"),
     "cross_entropy": ("cross-entropy", "tab:orange"),
@@ -26,7 +34,7 @@ def figure3(runs, path):
     settings = [(noise, ratio) for noise, ratio in settings if ratio in (0.4, 0.6)]
     figure = matplotlib.figure.Figure(figsize=(4.2 * len(settings), 3.8), layout="constrained")
     panels = figure.subplots(1, len(settings), squeeze=False, sharey=True)[0]
-    table = []
+    rows = []
     for axes, (noise, ratio) in zip(panels, settings):
         for method, (name, color) in LINES.items():
             same = [
@@ -44,37 +52,151 @@ def figure3(runs, path):
             axes.plot(epochs, mean, color=color, label=name)
             axes.fill_between(epochs, low, high, color=color, alpha=0.25, linewidth=0)
             for row in zip(epochs, mean, low, high, strict=True):
-                table.append((noise, ratio, method, seeds, row[0], *(f"{v:.2f}" for v in row[1:])))
+                rows.append((noise, ratio, method, seeds, row[0], *(f"{v:.2f}" for v in row[1:])))
             if same[0]["warmup_epochs"]:
                 axes.axvline(same[0]["warmup_epochs"] + 0.5, color="0.5", linestyle=":")
         axes.set(xlabel="epoch", title=f"{noise.replace('_', '-')} noise, {ratio:.0%}")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy (%)")
     panels[0].legend(loc="lower right")
+    header = ("noise", "ratio", "method", "seeds", "epoch", "mean", "lowest", "highest")
+    save(figure, path, header, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A figure of the accuracy by the value of one flag."""
+
+    flag: str
+    label: str
+    values: tuple
+    noises: tuple = ("feature_dependent",)
+    ratios: tuple = (0.2, 0.4, 0.6, 0.8)
+
+
+SWEEPS = {
+    "figure5": Sweep("meta_size", "meta samples", (100, 500, 1000, 2000, 5000)),
+    "figure6": Sweep(
+        "warmup_epochs", "epochs of warm-up", (20, 30, 40, 44, 60, 80),
+        ("uniform", "feature_dependent"), (0.6,),
+    ),
+    "figure7": Sweep(
+        "unlabeled_size", "unlabeled samples", (0, 9000, 18000, 27000, 36000, 45000)
+    ),
+    "section_v_b": Sweep("meta_learning_rate", "β", (1e-1, 1e-2, 1e-3, 1e-4), ratios=(0.4,)),
+}  # fmt: skip
+
+
+def runs_of(sweep, arguments):
+    """Name, and program with flags, of every run in the order of running."""
+    runs = {}
+    for seed, noise, ratio, value in itertools.product(
+        arguments.seeds, sweep.noises, arguments.ratios or sweep.ratios, sweep.values
+    ):
+        flags = [f"--dataset={arguments.dataset}", f"--noise={noise}", f"--noise_ratio={ratio}",
+                 f"--seed={seed}", "--method=metalabelnet", f"--{sweep.flag}={value}"]  # fmt: skip
+        if noise == "feature_dependent" and arguments.noise_probs:
+            flags.append(f"--noise_probs={arguments.noise_probs}")
+        if sweep.flag == "meta_size" and value < 128:
+            flags.append(f"--batch_size={value}")  # of the noisy samples too
+        name = f"{noise}-{ratio}-{sweep.flag}-{value}-seed{seed}"
+        runs[name] = [grid.PROGRAM, *flags, *arguments.flags]
+    return runs
+
+
+def cells_of(sweep, results):
+    """(noise, ratio, value) -> runs."""
+    cells = {}
+    for result in results:
+        cell = (result["noise"], result["noise_ratio"], result["flags"][sweep.flag])
+        cells.setdefault(cell, []).append(result)
+    return dict(sorted(cells.items()))
+
+
+def table(sweep, results):
+    """Markdown: a row a noise, ratio and value."""
+    lines = [
+        f"| noise | {sweep.label} | seeds | warm-up end | best by meta | last epoch |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for (noise, ratio, value), runs in cells_of(sweep, results).items():
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        columns = (grid.quote([run[name] for run in runs]) for name in ACCURACIES)
+        lines.append(f"| {noise}, {ratio:.0%} | {value} | {seeds} | {' | '.join(columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_sweep(sweep, results, path):
+    """Test accuracy, best by meta and last, by the value of the flag: means over the seeds."""
+    cells = cells_of(sweep, results)
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    values = sorted({cell[2] for cell in cells})
+    lines = sorted({cell[:2] for cell in cells})
+    rows = []
+    for number, (noise, ratio) in enumerate(lines):
+        for name, style in (("test_accuracy", "o-"), ("last_test_accuracy", "x:")):
+            here = [value for value in values if (noise, ratio, value) in cells]
+            means = [
+                100 * statistics.mean(run[name] for run in cells[noise, ratio, value])
+                for value in here
+            ]
+            of = "best by meta" if name == "test_accuracy" else "last epoch"
+            axes.plot([values.index(value) for value in here], means, style, color=f"C{number}",
+                      label=f"{noise.replace('_', '-')}, {ratio:.0%}, {of}")  # fmt: skip
+            rows += [(noise, ratio, of, v, f"{m:.2f}") for v, m in zip(here, means, strict=True)]
+    axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    axes.set(xlabel=sweep.label, ylabel="test accuracy (%)")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    save(figure, path, ("noise", "ratio", "of", sweep.flag, "mean"), rows)
+
+
+def save(figure, path, header, rows):
     with outputs.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
     with outputs.atomic_write(path.with_suffix(".csv")) as temporary:
         with open(temporary, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(
-                ("noise", "ratio", "method", "seeds", "epoch", "mean", "lowest", "highest")
-            )
-            writer.writerows(table)
+            csv.writer(file).writerows([header, *rows])
 
 
-FIGURES = {"figure3": (figure3, "table1.jsonl")}
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("figure", choices=["figure3", *SWEEPS])
+    add("--output_dir", type=pathlib.Path, help="default: runs/NAME")
+    add("--results", type=pathlib.Path, help="default: results/NAME.jsonl, for figure 3 table1's")
+    add("--picture", type=pathlib.Path, help="default: results/NAME.png")
+    add("--dataset", default="cifar10")
+    add("--ratios", type=grid.numbers(float), help="default: the paper's")
+    add("--seeds", type=grid.numbers(int), default=[0])
+    add("--noise_probs", help="the teacher's probabilities, for feature-dependent noise")
+    add("--jobs", type=int, default=4, help="runs at a time on each GPU, or on the CPU")
+    add("--table_only", action="store_true", help="draw --results; train nothing")
+    end = argv.index("--") if "--" in argv else len(argv)
+    arguments = parser.parse_args(argv[:end])
+    arguments.flags = argv[end + 1 :]
+    name = arguments.figure
+    arguments.output_dir = arguments.output_dir or pathlib.Path("runs") / name
+    source = "table1" if name == "figure3" else name
+    arguments.results = arguments.results or pathlib.Path("results") / f"{source}.jsonl"
+    arguments.picture = arguments.picture or pathlib.Path("results") / f"{name}.png"
+    return arguments
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("figure", choices=FIGURES)
-    parser.add_argument("--results", type=pathlib.Path, help="default: the figure's own")
-    parser.add_argument("--directory", type=pathlib.Path, default=pathlib.Path("results"))
-    arguments = parser.parse_args(argv)
-    draw, results = FIGURES[arguments.figure]
-    runs = grid.read(arguments.results or pathlib.Path("results") / results)
-    draw(runs, arguments.directory / f"{arguments.figure}.png")
+    """Returns the exit status: 1 where a run failed."""
+    arguments = parse(argv)
+    if arguments.figure == "figure3":
+        figure3(grid.read(arguments.results), arguments.picture)
+        return 0
+    sweep = SWEEPS[arguments.figure]
+    status = grid.main(
+        arguments, runs_of(sweep, arguments), lambda results: table(sweep, results)
+    )
+    draw_sweep(sweep, grid.read(arguments.results), arguments.picture)
+    return status
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -161,3 +161,38 @@ def test_differences_are_run_by_name():
     first = runs["feature_dependent-00-seed3"]
     assert first[1:3] == ["run", "recipe"] and "--noise_probs=p.npy" in first
     assert runs["uniform-05-seed3"][-1] == "--batch_size=125"
+
+
+def test_figures_vary_one_flag_over_the_papers_values():
+    probs = "--noise_probs=p.npy"
+    names = {"figure5": 20, "figure6": 12, "figure7": 24, "section_v_b": 4}
+    for figure, count in names.items():
+        runs = figures.runs_of(figures.SWEEPS[figure], figures.parse([figure, probs, "--", "-x"]))
+        assert len(runs) == count
+        for name, (program, *flags) in runs.items():
+            assert program == grid.PROGRAM and flags[-1] == "-x"
+            assert ("feature_dependent" in name) == (probs in flags)
+            assert ("--batch_size=100" in flags) == ("meta_size-100-" in name)
+
+
+def test_a_sweep_is_drawn_from_its_results(tmp_path):
+    def run(value, seed, best, last):
+        return {
+            "noise": "uniform", "noise_ratio": 0.6, "seed": seed, "warmup_test_accuracy": 0.5,
+            "test_accuracy": best, "last_test_accuracy": last, "flags": {"warmup_epochs": value},
+        }  # fmt: skip
+
+    grid.write(
+        tmp_path / "r.jsonl", [run(44, 0, 0.7, 0.6), run(44, 1, 0.8, 0.7), run(20, 0, 0.6, 0.6)]
+    )
+    picture = tmp_path / "p.png"
+    arguments = [f"--results={tmp_path / 'r.jsonl'}", f"--picture={picture}", "--table_only"]
+    assert figures.main(["figure6", *arguments]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.with_suffix(".csv").read_text().splitlines() == [
+        "noise,ratio,of,warmup_epochs,mean",
+        "uniform,0.6,best by meta,20,60.00",
+        "uniform,0.6,best by meta,44,75.00",
+        "uniform,0.6,last epoch,20,60.00",
+        "uniform,0.6,last epoch,44,65.00",
+    ]
