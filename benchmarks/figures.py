@@ -3,9 +3,10 @@
     python benchmarks/figures.py figure3
     python benchmarks/figures.py figure5 --noise_probs cifar10_student_probs.npy [--table_only]
 
-Figure 3 is drawn from the runs of benchmarks/table1.py. The others vary one flag; their runs are
-trained and kept as benchmarks/table1.py does it, and drawn from results/NAME.jsonl; --table_only
-trains nothing. Flags after `--` are passed on to every run.
+Figure 3 is drawn from the runs of benchmarks/table1.py. Figure 4 measures the soft labels after
+each epoch of phase 2. The others vary one flag. Their runs are trained and kept as
+benchmarks/table1.py does it, and drawn from results/NAME.jsonl; --table_only trains nothing. Flags
+after `--` are passed on to every run.
 """
 
 import argparse
@@ -18,10 +19,12 @@ import sys
 
 import grid
 import matplotlib.figure
+import numpy as np
 
 import outputs
 
 ACCURACIES = ("warmup_test_accuracy", "test_accuracy", "last_test_accuracy")
+CHANGES = "soft_label_change.csv"
 LINES = {  # method -> (name, colour)
     "metalabelnet": ("MetaLabelNet", "tab:blue"),
     "cross_entropy": ("cross-entropy", "tab:orange"),
@@ -61,6 +64,78 @@ def figure3(runs, path):
     panels[0].legend(loc="lower right")
     header = ("noise", "ratio", "method", "seeds", "epoch", "mean", "lowest", "highest")
     save(figure, path, header, rows)
+
+
+def run_figure4(argv):
+    """The command line, which also writes soft_label_change.csv to the run's directory."""
+    import mln_keras
+
+    run, recorder = mln_keras.run, outputs.RunRecorder
+
+    def run_and_measure(settings, recipe, splits):
+        class Measuring(recorder):
+            before = None
+
+            def on_epoch_end(self, epoch, logs=None):
+                super().on_epoch_end(epoch, logs)
+                if self.rows[-1]["phase"] == 2:
+                    now = self.model.soft_labels(splits.train_images)
+                    if self.before is not None:
+                        change = np.abs(now - self.before)
+                        with open(pathlib.Path(self.directory) / CHANGES, "a", newline="") as file:
+                            csv.writer(file).writerow((epoch + 1, change.mean(), change.var()))
+                    self.before = now
+
+        outputs.RunRecorder = Measuring
+        return run(settings, recipe, splits)
+
+    mln_keras.run = run_and_measure
+    return mln_keras.main(["mln_keras.py", *argv])
+
+
+def figure4_runs(arguments):
+    flags = [f"--dataset={arguments.dataset}", "--method=metalabelnet"]
+    runs = {}
+    for seed, noise in itertools.product(arguments.seeds, ("uniform", "feature_dependent")):
+        for ratio in arguments.ratios or (0.4,):
+            of = [f"--noise={noise}", f"--noise_ratio={ratio}", f"--seed={seed}"]
+            if noise == "feature_dependent" and arguments.noise_probs:
+                of.append(f"--noise_probs={arguments.noise_probs}")
+            name = f"{noise}-{ratio}-seed{seed}"
+            runs[name] = [__file__, "run_figure4", *flags, *of, *arguments.flags]
+    return runs
+
+
+def figure4(arguments):
+    """Mean absolute change of the soft labels from epoch to epoch, and its variance."""
+    path, failed = arguments.picture.with_suffix(".csv"), []
+    header = ("run", "epoch", "mean", "variance")
+    if arguments.table_only:
+        with open(path, newline="") as file:
+            rows = list(csv.reader(file))[1:]
+    else:
+        runs = figure4_runs(arguments)
+        failed = grid.train(runs, arguments.output_dir, arguments.jobs)
+        rows = []
+        for name in runs:
+            if name not in failed:
+                with open(arguments.output_dir / name / CHANGES, newline="") as file:
+                    rows += [(name, epoch, f"{float(m):.6f}", f"{float(v):.6f}")
+                             for epoch, m, v in csv.reader(file)]  # fmt: skip
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(row[0] for row in rows):
+        epochs, mean, variance = np.array([row[1:] for row in rows if row[0] == name], float).T
+        line = axes.plot(epochs, mean, label=name.replace("_", "-"))[0]
+        axes.fill_between(epochs, mean - variance, mean + variance, color=line.get_color(),
+                          alpha=0.25, linewidth=0)  # fmt: skip
+    axes.set(xlabel="epoch", ylabel="mean |change| of the soft labels ± variance")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(figure, arguments.picture, header, rows)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +238,7 @@ def save(figure, path, header, rows):
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("figure", choices=["figure3", *SWEEPS])
+    add("figure", choices=["figure3", "figure4", *SWEEPS])
     add("--output_dir", type=pathlib.Path, help="default: runs/NAME")
     add("--results", type=pathlib.Path, help="default: results/NAME.jsonl, for figure 3 table1's")
     add("--picture", type=pathlib.Path, help="default: results/NAME.png")
@@ -186,7 +261,11 @@ def parse(argv):
 
 def main(argv):
     """Returns the exit status: 1 where a run failed."""
+    if argv[:1] == ["run_figure4"]:
+        return run_figure4(argv[1:])
     arguments = parse(argv)
+    if arguments.figure == "figure4":
+        return figure4(arguments)
     if arguments.figure == "figure3":
         figure3(grid.read(arguments.results), arguments.picture)
         return 0

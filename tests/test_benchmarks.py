@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 
 import layers
@@ -196,3 +197,23 @@ def test_a_sweep_is_drawn_from_its_results(tmp_path):
         "uniform,0.6,last epoch,20,60.00",
         "uniform,0.6,last epoch,44,65.00",
     ]
+
+
+def test_figure_4_measures_the_change_of_the_soft_labels(tmp_path, monkeypatch):
+    kept = []
+    for epochs in (2, 3):
+        for module, name in ((mln_keras, "run"), (outputs, "RunRecorder")):
+            monkeypatch.setattr(module, name, getattr(module, name))
+        directory = tmp_path / str(epochs)
+        flags = ["--dataset=digits", "--warmup_epochs=1", f"--epochs={epochs}",
+                 "--unlabeled_size=900", f"--output_dir={directory}"]  # fmt: skip
+        assert figures.main(["run_figure4", *flags]) == 0
+        monkeypatch.undo()
+        with np.load(directory / "soft_labels.npz") as file:
+            kept.append(file["soft_labels"])
+    assert not (tmp_path / "2" / figures.CHANGES).exists()
+    change = np.abs(kept[1] - kept[0])
+    epoch, mean, variance = (tmp_path / "3" / figures.CHANGES).read_text().split(",")
+    assert epoch == "3" and change.mean() > 0.001
+    assert float(mean) == pytest.approx(change.mean(), rel=1e-4)
+    assert float(variance) == pytest.approx(change.var(), rel=1e-4)
