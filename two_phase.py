@@ -172,8 +172,8 @@ class TwoPhaseModel(keras.Model):
         Args:
             x: the noisy data: images with `y` their labels, a pair (images, labels), or a
                 tf.data.Dataset of (images, labels) batches. Images (N, H, W, channels), an array
-                or `data.image_files.ImageFiles`; labels
-                integer (N,) in [0, C); in an array also -1, for a sample without a label.
+                or `data.image_files.ImageFiles`; labels integer (N,) in [0, C), beside an array
+                also -1, for a sample without a label.
             meta_data: the clean data, a pair or a Dataset likewise; its batches come round in their
                 order, on across the epochs, and the samples of an array that do not fill a batch
                 sit out. May be left out where no epoch of phase 2 is asked for: then this is

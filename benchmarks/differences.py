@@ -7,9 +7,7 @@ Runs MetaLabelNet on CIFAR-10 at 40 % noise with the recipe and with each differ
 benchmarks/table1.py runs its grid. `DIFFERENCES` says what each one changes.
 """
 
-import argparse
 import dataclasses
-import pathlib
 import sys
 
 import grid
@@ -183,19 +181,11 @@ def table(results):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--output_dir", type=pathlib.Path, default=pathlib.Path("runs/differences"))
-    add("--results", type=pathlib.Path, default=pathlib.Path("results/differences.jsonl"))
-    add("--dataset", default="cifar10")
-    add("--noises", type=grid.numbers(str), default=["uniform", "feature_dependent"])
-    add("--differences", type=grid.numbers(str), default=list(DIFFERENCES))
-    add("--seeds", type=grid.numbers(int), default=[0, 1])
-    add("--noise_probs", help="the teacher's probabilities, for feature-dependent noise")
-    add("--jobs", type=int, default=4, help="runs at a time on each GPU, or on the CPU")
-    add("--table_only", action="store_true", help="print the table of --results; train nothing")
-    add("flags", nargs="*", help="after --: flags for every run")
-    return parser.parse_args(argv)
+    def define(add):
+        add("--noises", type=grid.numbers(str), default=["uniform", "feature_dependent"])
+        add("--differences", type=grid.numbers(str), default=list(DIFFERENCES))
+
+    return grid.name_files(grid.parse(__doc__, argv, define, seeds=[0, 1]), "differences")
 
 
 def main(argv):

@@ -9,7 +9,6 @@ benchmarks/table1.py does it, and drawn from results/NAME.jsonl; --table_only tr
 after `--` are passed on to every run.
 """
 
-import argparse
 import csv
 import dataclasses
 import itertools
@@ -236,27 +235,15 @@ def save(figure, path, header, rows):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("figure", choices=["figure3", "figure4", *SWEEPS])
-    add("--output_dir", type=pathlib.Path, help="default: runs/NAME")
-    add("--results", type=pathlib.Path, help="default: results/NAME.jsonl, for figure 3 table1's")
-    add("--picture", type=pathlib.Path, help="default: results/NAME.png")
-    add("--dataset", default="cifar10")
-    add("--ratios", type=grid.numbers(float), help="default: the paper's")
-    add("--seeds", type=grid.numbers(int), default=[0])
-    add("--noise_probs", help="the teacher's probabilities, for feature-dependent noise")
-    add("--jobs", type=int, default=4, help="runs at a time on each GPU, or on the CPU")
-    add("--table_only", action="store_true", help="draw --results; train nothing")
-    end = argv.index("--") if "--" in argv else len(argv)
-    arguments = parser.parse_args(argv[:end])
-    arguments.flags = argv[end + 1 :]
-    name = arguments.figure
-    arguments.output_dir = arguments.output_dir or pathlib.Path("runs") / name
-    source = "table1" if name == "figure3" else name
-    arguments.results = arguments.results or pathlib.Path("results") / f"{source}.jsonl"
-    arguments.picture = arguments.picture or pathlib.Path("results") / f"{name}.png"
-    return arguments
+    def define(add):
+        add("figure", choices=["figure3", "figure4", *SWEEPS])
+        add("--ratios", type=grid.numbers(float), help="default: the paper's")
+        add("--picture", type=pathlib.Path, help="default: results/NAME.png")
+
+    arguments = grid.parse(__doc__, argv, define, seeds=[0])
+    arguments.picture = arguments.picture or pathlib.Path("results") / f"{arguments.figure}.png"
+    source = "table1" if arguments.figure == "figure3" else arguments.figure
+    return grid.name_files(arguments, source)
 
 
 def main(argv):

@@ -4,6 +4,7 @@ A run that is finished is not repeated, one that was interrupted goes on, and on
 its log and lets the others go on.
 """
 
+import argparse
 import concurrent.futures
 import csv
 import json
@@ -129,6 +130,33 @@ def read(path):
 def numbers(kind):
     """For argparse: a list with commas in between."""
     return lambda text: [kind(part) for part in text.split(",")]
+
+
+def parse(description, argv, define, seeds):
+    """Parses the flags that all grids have; `define(add_argument)` adds those of this one."""
+    parser = argparse.ArgumentParser(
+        description=description.split("\n")[0], usage="%(prog)s [flags] [-- flags for every run]"
+    )
+    add = parser.add_argument
+    define(add)
+    add("--output_dir", type=pathlib.Path, help="of the runs' directories; default: runs/NAME")
+    add("--results", type=pathlib.Path, help="default: results/NAME.jsonl")
+    add("--dataset", default="cifar10")
+    add("--seeds", type=numbers(int), default=seeds)
+    add("--noise_probs", help="the teacher's probabilities, for feature-dependent noise")
+    add("--jobs", type=int, default=4, help="runs at a time on each GPU, or on the CPU")
+    add("--table_only", action="store_true", help="print the table of --results; train nothing")
+    end = argv.index("--") if "--" in argv else len(argv)
+    arguments = parser.parse_args(argv[:end])
+    arguments.flags = argv[end + 1 :]
+    return arguments
+
+
+def name_files(arguments, name):
+    """Fills in the paths that were not given."""
+    arguments.output_dir = arguments.output_dir or pathlib.Path("runs") / name
+    arguments.results = arguments.results or pathlib.Path("results") / f"{name}.jsonl"
+    return arguments
 
 
 def main(arguments, runs, table):

@@ -9,9 +9,7 @@ epoch) and the Markdown table beside it are written anew. Runs of the first seed
 the table can be read early. Flags after `--` are passed on to every run.
 """
 
-import argparse
 import itertools
-import pathlib
 import sys
 
 import grid
@@ -88,20 +86,12 @@ def table(results):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--output_dir", type=pathlib.Path, default=pathlib.Path("runs/table1"))
-    add("--results", type=pathlib.Path, default=pathlib.Path("results/table1.jsonl"))
-    add("--dataset", default="cifar10")
-    add("--noises", type=grid.numbers(str), default=["uniform", "feature_dependent"])
-    add("--ratios", type=grid.numbers(float), default=list(RATIOS))
-    add("--methods", type=grid.numbers(str), default=list(METHODS))
-    add("--seeds", type=grid.numbers(int), default=[0, 1, 2, 3])
-    add("--noise_probs", help="the teacher's probabilities, for feature-dependent noise")
-    add("--jobs", type=int, default=4, help="runs at a time on each GPU, or on the CPU")
-    add("--table_only", action="store_true", help="print the table of --results; train nothing")
-    add("flags", nargs="*", help="after --: flags for every run")
-    return parser.parse_args(argv)
+    def define(add):
+        add("--noises", type=grid.numbers(str), default=["uniform", "feature_dependent"])
+        add("--ratios", type=grid.numbers(float), default=list(RATIOS))
+        add("--methods", type=grid.numbers(str), default=list(METHODS))
+
+    return grid.name_files(grid.parse(__doc__, argv, define, seeds=[0, 1, 2, 3]), "table1")
 
 
 def main(argv):
