@@ -205,14 +205,15 @@ class MetaLabelNet(TwoPhaseModel):
             with tf.GradientTape(persistent=True) as tape:
                 logits = self.logits(x, training=True)
                 regularization = self._regularization()
-                loss_c = self._classification_loss(logits, self.label_head(v))  # Eq. 4, 6
+                soft_label_logits = self.label_head(v, training=True)  # Eq. 4
+                loss_c = self._classification_loss(logits, soft_label_logits)  # Eq. 6
             gradients = _mean_over_replicas(_gradient(tape, loss_c, θ))
             θ_hat = [w - α * g for w, g in zip(θ, gradients)]  # Eq. 5
             meta_logits = self._logits_at(θ_hat, x_meta)
             meta_loss = tf.reduce_mean(layers.cross_entropy(y_meta, meta_logits))  # Eq. 9
         self._apply_gradients(self.meta_optimizer, _gradient(meta_tape, meta_loss, φ), φ)  # Eq. 10
 
-        soft_label_logits = tf.stop_gradient(self.label_head(v))
+        soft_label_logits = tf.stop_gradient(self.label_head(v, training=True))
         with tape:  # records on: f(x) is the forward pass of above
             loss_c = self._classification_loss(logits, soft_label_logits)  # Eq. 11
             loss_e = self._mean(layers.entropy(logits))  # Eq. 12

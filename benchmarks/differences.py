@@ -8,6 +8,7 @@ benchmarks/table1.py runs its grid. `DIFFERENCES` says what each one changes.
 """
 
 import dataclasses
+import functools
 import sys
 
 import grid
@@ -118,6 +119,24 @@ def shuffle_meta_batches(model):
     pipeline.batches = shuffled
 
 
+def with_mlp_head(*between):
+    """Section V-C: a hidden layer of as many units as there are features, and what follows it."""
+
+    def change(model):
+        features, classes = model.label_head.num_features, model.num_classes
+        model.label_head = keras.Sequential(
+            [keras.Input((features,)), keras.layers.Dense(features)]
+            + [layer() for layer in between]
+            + [keras.layers.ReLU(), layers.LabelHead(classes, features)]
+        )
+        model.meta_optimizer = type(model.meta_optimizer).from_config(
+            model.meta_optimizer.get_config()
+        )
+        model.meta_optimizer.build(model.label_head.trainable_variables)
+
+    return with_model(change)
+
+
 # name -> what makes the difference in the program, or the flags that do
 DIFFERENCES = {
     "recipe": [],
@@ -137,6 +156,11 @@ DIFFERENCES = {
     "momentum forgotten at the switch": forget_momentum,
     "features before batch norm and ReLU": take_features_before_batch_norm,
     "bfloat16": ["--mixed_precision"],
+    "MLP head": with_mlp_head(),
+    "MLP head with batch norm": with_mlp_head(keras.layers.BatchNormalization),
+    "MLP head with batch norm and dropout": with_mlp_head(
+        keras.layers.BatchNormalization, functools.partial(keras.layers.Dropout, 0.5, seed=0)
+    ),
 }
 
 

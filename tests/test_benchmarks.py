@@ -138,7 +138,7 @@ def test_every_difference_makes_a_difference(monkeypatch):
         weights = trained.value.args[0]
         assert weights not in found, f"{name} is the same as {found.get(weights)}"
         found[weights] = name
-    assert len(found) == 13
+    assert len(found) == 16
 
 
 def test_the_table_of_differences_takes_gains_by_seed():
