@@ -54,7 +54,7 @@ def bare(paths, antialias):
         image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
         return tf.image.resize(image, RESIZE, antialias=antialias)
 
-    files = tf.data.Dataset.from_tensor_slices(paths.astype(str))
+    files = tf.data.Dataset.from_tensor_slices(paths)
     decoded = files.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
     return decoded.batch(BATCH, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 

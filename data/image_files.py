@@ -28,7 +28,7 @@ class ImageFiles:
     dtype = np.dtype("uint8")
 
     def __init__(self, paths, size, resize=None):
-        self.paths = np.asarray(paths, dtype=object)
+        self.paths = np.array([os.fspath(path) for path in paths], dtype=object)
         self.size, self.resize = tuple(size), tuple(resize or size)
         if any(before < after for before, after in zip(self.resize, self.size, strict=True)):
             raise ValueError(f"resize: expected at least size={self.size}, received {self.resize}")
@@ -43,7 +43,7 @@ class ImageFiles:
 
     def __array__(self, dtype=None, copy=None):
         batches = self.dataset().as_numpy_iterator()
-        return np.concatenate(list(batches)).astype(dtype or np.uint8)
+        return np.concatenate(list(batches)).astype(dtype or np.uint8, copy=False)
 
     def dataset(self, labels=None, batch_size=32):
         """All images in their order, for `evaluate`, `predict` and `validation_data`.
@@ -55,7 +55,7 @@ class ImageFiles:
         Returns:
             tf.data.Dataset of image batches, or of (images, labels) batches.
         """
-        paths = tf.data.Dataset.from_tensor_slices(self.paths.astype(str))
+        paths = tf.data.Dataset.from_tensor_slices(self.paths)
         images = paths.map(self.decode, num_parallel_calls=tf.data.AUTOTUNE)
         if labels is not None:
             images = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(labels))
@@ -75,7 +75,7 @@ class ImageFiles:
 
     def find_damaged(self):
         """Decodes every file once; returns the names of those for which that fails, a list."""
-        paths = tf.data.Dataset.from_tensor_slices(self.paths.astype(str))
+        paths = tf.data.Dataset.from_tensor_slices(self.paths)
         whole = paths.map(
             lambda path: (path, tf.reduce_max(self.decode(path))),
             num_parallel_calls=tf.data.AUTOTUNE,

@@ -38,7 +38,7 @@ def batches(images, labels, batch_size, *, seed=None, epoch=None, name="batch_si
         )
     in_files = isinstance(images, ImageFiles)
     with tf.device("CPU"):
-        rows = tf.convert_to_tensor(images.paths.astype(str) if in_files else images)
+        rows = tf.convert_to_tensor(images.paths if in_files else images)
         labels = tf.cast(labels, tf.int32)
 
     def indices(_):

@@ -1,5 +1,7 @@
 """Training from image files equals training from arrays."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -101,6 +103,7 @@ def test_a_damaged_file_stops_training_and_is_found(files):
     with pytest.raises(ValueError, match=r"^an image file cannot be decoded; .*find_damaged"):
         trained(images, labels, None, (images[:4], labels[:4]))
     assert images.find_damaged() == damaged
+    assert ImageFiles(map(Path, images.paths), (6, 8)).find_damaged() == damaged
 
 
 @pytest.mark.parametrize(
