@@ -9,6 +9,7 @@ benchmarks/table1.py runs its grid. `DIFFERENCES` says what each one changes.
 
 import dataclasses
 import functools
+import itertools
 import sys
 
 import grid
@@ -167,19 +168,14 @@ DIFFERENCES = {
 def runs_of(arguments):
     """Name, and program with flags, of every run in the order of running."""
     runs = {}
-    for seed in arguments.seeds:
-        for difference in arguments.differences:
-            for noise in arguments.noises:
-                flags = [f"--dataset={arguments.dataset}", f"--noise={noise}", "--noise_ratio=0.4",
-                         "--method=metalabelnet", f"--seed={seed}"]  # fmt: skip
-                if noise == "feature_dependent" and arguments.noise_probs:
-                    flags.append(f"--noise_probs={arguments.noise_probs}")
-                if isinstance(DIFFERENCES[difference], list):
-                    flags += DIFFERENCES[difference]
-                number = list(DIFFERENCES).index(difference)
-                runs[f"{noise}-{number:02d}-seed{seed}"] = [
-                    __file__, "run", difference, *flags, *arguments.flags
-                ]  # fmt: skip
+    for seed, name, noise in itertools.product(
+        arguments.seeds, arguments.differences, arguments.noises
+    ):
+        number, difference = list(DIFFERENCES).index(name), DIFFERENCES[name]
+        runs[f"{noise}-{number:02d}-seed{seed}"] = grid.command(
+            arguments, [__file__, "run", name], noise, 0.4, seed,
+            more=difference if isinstance(difference, list) else (),
+        )  # fmt: skip
     return runs
 
 

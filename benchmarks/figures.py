@@ -93,16 +93,14 @@ def run_figure4(argv):
 
 
 def figure4_runs(arguments):
-    flags = [f"--dataset={arguments.dataset}", "--method=metalabelnet"]
-    runs = {}
-    for seed, noise in itertools.product(arguments.seeds, ("uniform", "feature_dependent")):
-        for ratio in arguments.ratios or (0.4,):
-            of = [f"--noise={noise}", f"--noise_ratio={ratio}", f"--seed={seed}"]
-            if noise == "feature_dependent" and arguments.noise_probs:
-                of.append(f"--noise_probs={arguments.noise_probs}")
-            name = f"{noise}-{ratio}-seed{seed}"
-            runs[name] = [__file__, "run_figure4", *flags, *of, *arguments.flags]
-    return runs
+    return {
+        f"{noise}-{ratio}-seed{seed}": grid.command(
+            arguments, [__file__, "run_figure4"], noise, ratio, seed
+        )
+        for seed, noise, ratio in itertools.product(
+            arguments.seeds, ("uniform", "feature_dependent"), arguments.ratios or (0.4,)
+        )
+    }
 
 
 def figure4(arguments):
@@ -167,14 +165,12 @@ def runs_of(sweep, arguments):
     for seed, noise, ratio, value in itertools.product(
         arguments.seeds, sweep.noises, arguments.ratios or sweep.ratios, sweep.values
     ):
-        flags = [f"--dataset={arguments.dataset}", f"--noise={noise}", f"--noise_ratio={ratio}",
-                 f"--seed={seed}", "--method=metalabelnet", f"--{sweep.flag}={value}"]  # fmt: skip
-        if noise == "feature_dependent" and arguments.noise_probs:
-            flags.append(f"--noise_probs={arguments.noise_probs}")
+        flags = [f"--{sweep.flag}={value}"]
         if sweep.flag == "meta_size" and value < 128:
             flags.append(f"--batch_size={value}")  # of the noisy samples too
-        name = f"{noise}-{ratio}-{sweep.flag}-{value}-seed{seed}"
-        runs[name] = [grid.PROGRAM, *flags, *arguments.flags]
+        runs[f"{noise}-{ratio}-{sweep.flag}-{value}-seed{seed}"] = grid.command(
+            arguments, [grid.PROGRAM], noise, ratio, seed, more=flags
+        )
     return runs
 
 

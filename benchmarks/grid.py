@@ -26,6 +26,22 @@ HISTORY = (
 PROGRAM = pathlib.Path(__file__).resolve().parents[1] / "mln_keras.py"
 
 
+def command(arguments, program, noise, ratio, seed, method="metalabelnet", more=()):
+    """Program and flags of one run, a list.
+
+    Args:
+        arguments: as `parse` returns them; their own flags come last.
+        program: list, the program's path first.
+        noise, ratio, seed, method: flags of mln_keras.py.
+        more: further flags, a list.
+    """
+    flags = [f"--dataset={arguments.dataset}", f"--noise={noise}", f"--noise_ratio={ratio}",
+             f"--method={method}", f"--seed={seed}"]  # fmt: skip
+    if noise == "feature_dependent" and arguments.noise_probs:
+        flags.append(f"--noise_probs={arguments.noise_probs}")
+    return [*program, *flags, *more, *arguments.flags]
+
+
 def train(runs, directory, jobs, on_end=lambda: None):
     """Trains all runs, spread over the visible GPUs, in the order given.
 

@@ -33,17 +33,14 @@ def in_the_paper(noise, ratio, method):
 
 def runs_of(arguments):
     """Name, and program with flags, of every run in the order of running."""
-    runs = {}
-    for seed, noise, ratio, method in itertools.product(
-        arguments.seeds, arguments.noises, arguments.ratios, arguments.methods
-    ):
-        flags = {"dataset": arguments.dataset, "noise": noise, "noise_ratio": ratio}
-        flags |= {"method": method, "seed": seed}
-        if noise == "feature_dependent" and arguments.noise_probs:
-            flags["noise_probs"] = arguments.noise_probs
-        flags = [f"--{name}={value}" for name, value in flags.items()]
-        runs[f"{noise}-{ratio}-{method}-seed{seed}"] = [grid.PROGRAM, *flags, *arguments.flags]
-    return runs
+    return {
+        f"{noise}-{ratio}-{method}-seed{seed}": grid.command(
+            arguments, [grid.PROGRAM], noise, ratio, seed, method
+        )
+        for seed, noise, ratio, method in itertools.product(
+            arguments.seeds, arguments.noises, arguments.ratios, arguments.methods
+        )
+    }
 
 
 def table(results):
