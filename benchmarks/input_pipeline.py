@@ -9,6 +9,7 @@ first one and the memory that it takes depend on the number of images: of files 
 named again and again) and of arrays of CIFAR-10's size, in batches of 128.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -19,21 +20,25 @@ import time
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import outputs
 from data import image_files, pipeline
 
-FLAGS = flags.FLAGS
-flags.DEFINE_integer("images", 800, "JPEG files.")
-flags.DEFINE_integer("epochs", 5, "Counted epochs of each kind.")
-flags.DEFINE_integer("batches", 20, "Batches timed for each number of images.")
-flags.DEFINE_list("numbers", ["10000", "50000", "500000"], "Numbers of images.")
-flags.DEFINE_string("json", None, "File to write the figures to.")
-
 SIZE, RESIZE, BATCH = (224, 224), (256, 256), 32
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--images", type=int, default=800, help="JPEG files")
+    add("--epochs", type=int, default=5, help="counted epochs of each kind")
+    add("--batches", type=int, default=20, help="batches timed for each number of images")
+    add("--numbers", type=int, nargs="*", default=[10_000, 50_000, 500_000],
+        help="numbers of images")
+    add("--json", help="file to write the figures to")
+    return parser.parse_args(argv)
 
 
 def make_photographs(directory, count):
@@ -71,28 +76,29 @@ def resident_mb():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def by_number(name, images, batch_size):
+def by_number(name, images, batch_size, timed):
     before, since = resident_mb(), time.perf_counter()
     labels = np.zeros(len(images), np.int32)
     batches = iter(pipeline.batches(images, labels, batch_size, seed=0, epoch=lambda: 0))
     next(batches)
     first = time.perf_counter() - since
-    for _ in range(FLAGS.batches):
+    for _ in range(timed):
         next(batches)
     since = time.perf_counter()
-    for _ in range(FLAGS.batches):
+    for _ in range(timed):
         next(batches)
-    each = 1e3 * (time.perf_counter() - since) / FLAGS.batches
+    each = 1e3 * (time.perf_counter() - since) / timed
     memory = resident_mb() - before
     print(f"{name:<18}{first:>18.2f}{each:>14.1f}{memory:>18.0f}")
     return {"first_s": first, "batch_ms": each, "more_mb": memory}
 
 
-def main(_):
-    figures = {"flags": {n: FLAGS[n].value for n in ("images", "epochs", "batches", "numbers")}}
-    figures |= {"cores": len(os.sched_getaffinity(0)), "versions": outputs.versions()}
+def main(argv):
+    arguments = parse(argv)
+    figures = {"flags": vars(arguments), "cores": len(os.sched_getaffinity(0))}
+    figures |= {"versions": outputs.versions()}
     with tempfile.TemporaryDirectory() as directory:
-        make_photographs(pathlib.Path(directory), FLAGS.images)
+        make_photographs(pathlib.Path(directory), arguments.images)
         images, labels, _ = image_files.from_directory(directory, SIZE, RESIZE)
         kinds = {
             "decode_jpeg + resize": bare(images.paths, antialias=False),
@@ -102,7 +108,7 @@ def main(_):
             ),
         }
         rates = {name: [] for name in kinds}
-        for epoch in range(FLAGS.epochs + 1):
+        for epoch in range(arguments.epochs + 1):
             for name, dataset in kinds.items():
                 rate = images_a_second(dataset)
                 if epoch:
@@ -117,17 +123,18 @@ def main(_):
             print(f"ImageFiles over {name}: {ours / figures[name]['median']:.2f}")
 
         print(f"\n{'images':<18}{'first batch, s':>18}{'ms a batch':>14}{'more memory, MB':>18}")
-        for number in map(int, FLAGS.numbers):
-            many = images[np.arange(number) % len(images)]
-            figures[f"{number} files"] = by_number(f"{number} files", many, BATCH)
-        for number in map(int, FLAGS.numbers):
-            many = np.full((number, 32, 32, 3), 127, np.uint8)
-            figures[f"{number} in arrays"] = by_number(f"{number} in arrays", many, 128)
-    print(f"\n{figures['cores']} cores, {FLAGS.epochs} epochs, {FLAGS.images} files, batch {BATCH}")
+        for number in arguments.numbers:
+            name, many = f"{number} files", images[np.arange(number) % len(images)]
+            figures[name] = by_number(name, many, BATCH, arguments.batches)
+        for number in arguments.numbers:
+            name, many = f"{number} in arrays", np.full((number, 32, 32, 3), 127, np.uint8)
+            figures[name] = by_number(name, many, 128, arguments.batches)
+    print(f"\n{figures['cores']} cores, {arguments.epochs} epochs, {arguments.images} files, "
+          f"batch {BATCH}")
     print(figures["versions"])
-    if FLAGS.json:
-        pathlib.Path(FLAGS.json).write_text(json.dumps(figures, indent=1))
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main(sys.argv[1:])

@@ -1,96 +1,224 @@
 """Milliseconds a training step, cross-entropy beside phase 2, in one run through `fit`.
 
-    python benchmarks/step_time.py [--mixed_precision] [--nojit_compile] [--images 50048] ...
+    python benchmarks/step_time.py [--mixed_precision] [--nojit_compile] [--profile]
+    python benchmarks/step_time.py --network ResNet50 --batch_size 32 --files 1600
 
-The paper's 8-layer CNN on made-up images of CIFAR-10's size, batch 128, augmentation and input
-pipeline included. The first epoch of each phase compiles and is not counted; of the others the
-median and the range are given.
+A network on made-up images, augmentation and input pipeline included: the paper's 8-layer CNN on
+images of CIFAR-10's size, or a network of keras.applications at its own size. The first epoch of
+each phase compiles and is not counted; of the others the median and the range are given, and on a
+GPU the peak of its memory. With --files the images are JPEG files, and every other epoch repeats
+batches that are in memory: the difference is what steps wait for their input. --profile lists the
+ten kernels that take most of a step on a GPU.
 """
 
+import argparse
+import collections
+import glob
 import json
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 
+import input_pipeline
 import keras
 import numpy as np
-from absl import app, flags
+import tensorflow as tf
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import layers
 import outputs
+from data import image_files, pipeline
 from mln_keras import MetaLabelNet
 
-FLAGS = flags.FLAGS
-flags.DEFINE_integer("images", 49920, "Training images.")
-flags.DEFINE_integer("batch_size", 128, "Of training and meta batches.")
-flags.DEFINE_integer("epochs", 5, "Counted epochs of each phase.")
-flags.DEFINE_integer("steps_per_execution", 30, "Steps a call, at most.")
-flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16.")
-flags.DEFINE_bool("jit_compile", True, "Compile the step with XLA.")
-flags.DEFINE_string("json", None, "File to write the figures to.")
+SIDES = {"cnn8": 32, "InceptionResNetV2": 299}  # of the others 224
+PHASES = ("cross-entropy", "phase 2")
 
 
-SETTINGS = (
-    "images", "batch_size", "epochs", "steps_per_execution", "mixed_precision", "jit_compile",
-)  # fmt: skip
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    switch = {"action": argparse.BooleanOptionalAction}
+    add = parser.add_argument
+    add("--network", default="cnn8", help="cnn8, or a network of keras.applications")
+    add("--images", type=int, default=49920, help="training images")
+    add("--files", type=int, default=0, help="train from JPEG files instead, of 400 made-up ones")
+    add("--batch_size", type=int, default=128, help="of training and meta batches")
+    add("--epochs", type=int, default=5, help="counted epochs of each phase and kind of input")
+    add("--steps_per_execution", type=int, default=30, help="steps a call, at most")
+    add("--mixed_precision", default=False, help="compute in bfloat16", **switch)
+    add("--jit_compile", default=True, help="compile the step with XLA", **switch)
+    add("--profile", action="store_true", help="list the ten largest GPU kernels")
+    add("--json", help="file to write the figures to")
+    return parser.parse_args(argv)
 
 
-class EpochSeconds(keras.callbacks.Callback):
-    def __init__(self):
+def build_classifier(network):
+    if network == "cnn8":
+        return layers.cnn8()
+    side = SIDES.get(network, 224)
+    return keras.Sequential([
+        keras.Input((side, side, 3)),
+        keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32"),
+        getattr(keras.applications, network)(
+            weights=None, input_shape=(side, side, 3), classes=10, classifier_activation=None
+        ),
+    ])  # fmt: skip
+
+
+class Clock(keras.callbacks.Callback):
+    """Seconds and peak memory of each epoch; profiles the last one of each phase where asked."""
+
+    def __init__(self, profiled):
         super().__init__()
-        self.seconds = []
+        self.profiled = profiled
+        self.seconds, self.peaks, self.kernels = [], [], {}
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._since = time.perf_counter()
+        if tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.reset_memory_stats("GPU:0")
+        if epoch in self.profiled:
+            self.directory = tempfile.TemporaryDirectory()
+            options = tf.profiler.experimental.ProfilerOptions(host_tracer_level=0)
+            tf.profiler.experimental.start(self.directory.name, options)
+        self.since = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        self.seconds.append(time.perf_counter() - self._since)
+        self.seconds.append(time.perf_counter() - self.since)
+        if tf.config.list_physical_devices("GPU"):
+            self.peaks.append(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+        if epoch in self.profiled:
+            tf.profiler.experimental.stop()
+            self.kernels[epoch] = read_profile(self.directory.name)
 
 
-def main(_):
-    if FLAGS.mixed_precision:
+def read_profile(directory):
+    """(Number, nanoseconds) of each kernel's runs on the GPU, a dict by name."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    kernels = collections.defaultdict(lambda: [0, 0])
+    for path in glob.glob(f"{directory}/**/*.xplane.pb", recursive=True):
+        space = xplane_pb2.XSpace.FromString(pathlib.Path(path).read_bytes())
+        for plane in space.planes:
+            if not plane.name.startswith("/device:GPU"):
+                continue
+            for line in plane.lines:
+                for event in line.events if line.name.startswith("Stream") else ():
+                    kernel = kernels[plane.event_metadata[event.metadata_id].name]
+                    kernel[0] += 1
+                    kernel[1] += event.duration_ps / 1e3
+    return dict(kernels)
+
+
+def print_profile(phase, kernels, steps):
+    total = sum(nanoseconds for _, nanoseconds in kernels.values())
+    count = sum(count for count, _ in kernels.values())
+    print(f"\n{phase}: the GPU computes {total / steps / 1e6:.2f} ms a step, in "
+          f"{count / steps:.0f} kernels; the ten largest:\n"
+          f"{'kernel':<70}{'a step':>8}{'µs a step':>12}{'share':>8}")
+    largest = sorted(kernels.items(), key=lambda item: -item[1][1])[:10]
+    for name, (number, nanoseconds) in largest:
+        print(f"{name[:68]:<70}{number / steps:>8.1f}{nanoseconds / steps / 1e3:>12.1f}"
+              f"{nanoseconds / total:>8.1%}")
+
+
+def made_up(count, side):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
+    return images, rng.integers(0, 10, count, np.int32)
+
+
+def every_other_epoch(files, labels, batch_size, epoch):
+    """Batches read from the files in even epochs, and as many that are in memory in odd ones."""
+    read = pipeline.batches(files, labels, batch_size, seed=0, epoch=epoch)
+    steps = int(read.cardinality())
+    held = tf.data.Dataset.from_tensors(next(iter(read))).repeat(steps)
+
+    def batches(_):
+        is_odd = tf.numpy_function(lambda: np.int64(epoch() % 2), [], tf.int64)
+        is_odd = tf.ensure_shape(is_odd, [])
+        return read.take(steps * (1 - is_odd)).concatenate(held.take(steps * is_odd))
+
+    chosen = tf.data.Dataset.from_tensors(0).flat_map(batches)
+    return chosen.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
+
+
+def main(argv):
+    arguments = parse(argv)
+    if arguments.mixed_precision:
         keras.config.set_dtype_policy("mixed_bfloat16")
     keras.utils.set_random_seed(0)
-    rng = np.random.default_rng(0)
-
-    def made_up(n):
-        return rng.integers(0, 256, (n, 32, 32, 3), np.uint8), rng.integers(0, 10, n, np.int32)
-
+    epochs = 1 + arguments.epochs * (2 if arguments.files else 1)
+    side = SIDES.get(arguments.network, 224)
     model = MetaLabelNet(
-        layers.cnn8(), FLAGS.epochs + 1, augmentation=layers.RandomFlipCrop(4)
-    )
+        build_classifier(arguments.network), epochs + arguments.profile,
+        augmentation=layers.RandomFlipCrop(4) if side == 32
+        else layers.RandomFlipCrop(0, vertical_flip=False),
+    )  # fmt: skip
     model.compile(
         keras.optimizers.SGD(1e-2, momentum=0.9),
-        jit_compile=FLAGS.jit_compile,
-        steps_per_execution=FLAGS.steps_per_execution,
+        jit_compile=arguments.jit_compile,
+        steps_per_execution=arguments.steps_per_execution,
     )
-    clock = EpochSeconds()
-    model.fit(
-        made_up(FLAGS.images), meta_data=made_up(5000), batch_size=FLAGS.batch_size,
-        epochs=2 * FLAGS.epochs + 2, callbacks=[clock], verbose=0,
-    )  # fmt: skip
-    steps = FLAGS.images // FLAGS.batch_size
-    milliseconds = [1e3 * s / steps for s in clock.seconds]
-    phases = {
-        "cross-entropy": milliseconds[: FLAGS.epochs + 1],
-        "phase 2": milliseconds[FLAGS.epochs + 1 :],
-    }
-    figures = {"flags": {n: FLAGS[n].value for n in SETTINGS}, "versions": outputs.versions()}
-    print(f"{'':<16}{'ms a step':>10}{'range':>22}{'first epoch, s':>18}")
-    for name, values in phases.items():
-        first, counted = values[0] * steps / 1e3, values[1:]
-        median, low, high = statistics.median(counted), min(counted), max(counted)
-        figures[name] = {"median_ms": median, "min_ms": low, "max_ms": high, "first_s": first}
-        print(f"{name:<16}{median:>10.2f}{f'{low:.2f} to {high:.2f}':>22}{first:>18.1f}")
-    ratio = figures["phase 2"]["median_ms"] / figures["cross-entropy"]["median_ms"]
-    print(f"phase 2 over cross-entropy: {ratio:.2f}; {steps} steps an epoch, {FLAGS.epochs} epochs")
+    with tempfile.TemporaryDirectory() as directory:
+        if arguments.files:
+            input_pipeline.make_photographs(pathlib.Path(directory), min(arguments.files, 400))
+            resize = (side * 8 // 7, side * 8 // 7)
+            files, labels, _ = image_files.from_directory(directory, (side, side), resize)
+            many = np.arange(arguments.files) % len(files)
+            noisy = meta = every_other_epoch(
+                files[many], labels[many], arguments.batch_size, lambda: model.current_epoch
+            )
+            steps = int(noisy.cardinality())
+        else:
+            noisy = made_up(arguments.images, side)
+            meta = made_up(max(arguments.batch_size, arguments.images // 10), side)
+            steps = arguments.images // arguments.batch_size
+        of_a_phase = epochs + arguments.profile
+        profiled = {of_a_phase - 1, 2 * of_a_phase - 1} if arguments.profile else ()
+        clock = Clock(profiled)
+        model.fit(
+            noisy, meta_data=meta, batch_size=arguments.batch_size, epochs=2 * of_a_phase,
+            callbacks=[clock], verbose=0,
+        )  # fmt: skip
+    report(arguments, clock, epochs, of_a_phase, steps)
+
+
+def report(arguments, clock, epochs, of_a_phase, steps):
+    """Prints the table, and writes it as JSON."""
+    figures = {"flags": vars(arguments), "versions": outputs.versions(), "steps": steps}
+    print(f"{'':<28}{'ms a step':>10}{'range':>22}{'first epoch, s':>18}{'peak, GB':>12}")
+    for number, phase in enumerate(PHASES):
+        since = number * of_a_phase
+        counted = range(since + 1, since + epochs)
+        peak = max(clock.peaks[since : since + epochs], default=float("nan")) / 1e9
+        kinds = {phase: counted}
+        if arguments.files:
+            kinds = {phase: [i for i in counted if i % 2],
+                     f"{phase}, from files": [i for i in counted if not i % 2]}  # fmt: skip
+        for name, which in kinds.items():
+            values = [1e3 * clock.seconds[i] / steps for i in which]
+            median, low, high = statistics.median(values), min(values), max(values)
+            figures[name] = {"median_ms": median, "min_ms": low, "max_ms": high}
+            figures[name] |= {"first_s": clock.seconds[since], "peak_gb": peak}
+            print(f"{name:<28}{median:>10.2f}{f'{low:.2f} to {high:.2f}':>22}"
+                  f"{clock.seconds[since]:>18.1f}{peak:>12.2f}")
+        if arguments.files:
+            whole = figures[f"{phase}, from files"]["median_ms"]
+            figures[f"{phase}, input wait"] = 1 - figures[phase]["median_ms"] / whole
+            print(f"{phase} waits for its input: {figures[f'{phase}, input wait']:.1%} of a step")
+    figures["ratio"] = figures["phase 2"]["median_ms"] / figures["cross-entropy"]["median_ms"]
+    print(f"phase 2 over cross-entropy: {figures['ratio']:.2f}; {steps} steps an epoch, "
+          f"{arguments.epochs} epochs")
     print(figures["versions"])
-    if FLAGS.json:
-        pathlib.Path(FLAGS.json).write_text(json.dumps(figures | {"ratio": ratio}, indent=1))
+    for epoch, kernels in clock.kernels.items():
+        phase = PHASES[epoch >= of_a_phase]
+        figures[f"{phase}, kernels"] = kernels
+        print_profile(phase, kernels, steps)
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main(sys.argv[1:])
