@@ -255,7 +255,7 @@ class TwoPhaseModel(keras.Model):
         if self.jit_compile and one_replica and "steps_per_epoch" not in kwargs:
             self.loop_length = pipeline.loop_length(dataset, self._steps_a_call)
         if self.loop_length > 1:
-            dataset = dataset.batch(self.loop_length, drop_remainder=True)
+            dataset = dataset.batch(self.loop_length, drop_remainder=True).prefetch(1)
         self.steps_per_execution = 1 if self.loop_length > 1 else self._steps_a_call
         steps = kwargs.get("steps_per_epoch") or int(dataset.cardinality())
         callbacks.set_params(callbacks.params | {"steps": steps if steps > 0 else None})

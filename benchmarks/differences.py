@@ -120,6 +120,46 @@ def shuffle_meta_batches(model):
     pipeline.batches = shuffled
 
 
+@with_model
+def spare_the_label_head(model):
+    apply_gradients = model._apply_gradients
+
+    def without_decay(optimizer, gradients, weights):
+        if optimizer is model.meta_optimizer:
+            optimizer.apply(gradients, weights)
+        else:
+            apply_gradients(optimizer, gradients, weights)
+
+    model._apply_gradients = without_decay
+
+
+@with_model
+def average_weights(model):
+    """Measured are the means of the weights over about the last 500 steps."""
+    optimizer, evaluate = model.optimizer, model.evaluate
+    optimizer.use_ema, optimizer.ema_momentum = True, 0.998
+    optimizer.ema_overwrite_frequency = None
+    optimizer._model_variables_moving_average = optimizer.add_optimizer_variables(
+        model.classifier.trainable_variables, "average"
+    )
+    optimizer.finalize_variable_values = lambda weights: None
+    averages = optimizer._model_variables_moving_average
+    for weight, average in zip(model.classifier.trainable_variables, averages, strict=True):
+        average.assign(weight)
+
+    def evaluate_averages(*arguments, **options):
+        weights = model.classifier.trainable_variables
+        kept = [weight.numpy() for weight in weights]
+        for weight, average in zip(weights, averages, strict=True):
+            weight.assign(average)
+        result = evaluate(*arguments, **options)
+        for weight, value in zip(weights, kept, strict=True):
+            weight.assign(value)
+        return result
+
+    model.evaluate = evaluate_averages
+
+
 def with_mlp_head(*between):
     """Section V-C: a hidden layer of as many units as there are features, and what follows it."""
 
@@ -151,6 +191,9 @@ DIFFERENCES = {
     "label head starts from the last layer": with_attribute("label_head_init", "classifier"),
     "1e-10 in the logarithms": add_1e_10,
     "λ drops an epoch earlier": lambda: change_recipes(learning_rate_drops=(40, 80)),
+    "λ drops at epoch 81 alone": lambda: change_recipes(learning_rate_drops=(81,)),
+    "no weight decay on the label head": spare_the_label_head,
+    "averaged weights": average_weights,
     "sum over the classes": with_attribute("average_over_classes", False),
     "α = 0.3": ["--inner_learning_rate=0.3"],
     "α = 3": ["--inner_learning_rate=3"],

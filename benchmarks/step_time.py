@@ -46,7 +46,7 @@ def parse(argv):
     add("--files", type=int, default=0, help="train from JPEG files instead, of 400 made-up ones")
     add("--batch_size", type=int, default=128, help="of training and meta batches")
     add("--epochs", type=int, default=5, help="counted epochs of each phase and kind of input")
-    add("--steps_per_execution", type=int, default=30, help="steps a call, at most")
+    add("--steps_per_execution", type=int, default=78, help="steps a call, at most")
     add("--mixed_precision", default=False, help="compute in bfloat16", **switch)
     add("--jit_compile", default=True, help="compile the step with XLA", **switch)
     add("--profile", action="store_true", help="list the ten largest GPU kernels")

@@ -2,6 +2,7 @@
 
 from layers.augmentation import RandomFlipCrop
 from layers.backbones import cnn8, digits_cnn
+from layers.convolution import AlignedConv2D
 from layers.features import (
     classifier_shapes,
     find_features,
@@ -14,6 +15,7 @@ from layers.losses import cross_entropy, entropy, kl_divergence
 from layers.pooling import WindowMaxPooling2D
 
 __all__ = [
+    "AlignedConv2D",
     "LabelHead",
     "RandomFlipCrop",
     "WindowMaxPooling2D",

@@ -3,6 +3,7 @@
 import keras
 from keras import layers
 
+from layers.convolution import AlignedConv2D
 from layers.label_head import linear_initializers
 from layers.pooling import WindowMaxPooling2D
 
@@ -21,12 +22,14 @@ def _convolution(x, filters):
     he_normal_fan_out = keras.initializers.VarianceScaling(
         2.0, mode="fan_out", distribution="untruncated_normal"
     )
-    x = layers.Conv2D(filters, 3, padding="same", kernel_initializer=he_normal_fan_out)(x)
+    x = AlignedConv2D(
+        filters, 3, padding="same", use_bias=False, kernel_initializer=he_normal_fan_out
+    )(x)
     return _batch_norm_relu(x)
 
 
-def _fully_connected(x, units):
-    return layers.Dense(units, **linear_initializers(x.shape[-1]))(x)
+def _fully_connected(x, units, use_bias=True):
+    return layers.Dense(units, use_bias=use_bias, **linear_initializers(x.shape[-1]))(x)
 
 
 def _convolutional_network(input_shape, blocks, hidden_units, num_classes, name):
@@ -37,7 +40,7 @@ def _convolutional_network(input_shape, blocks, hidden_units, num_classes, name)
         x = _convolution(x, filters)
         x = WindowMaxPooling2D()(x)
     x = layers.Flatten()(x)
-    x = _batch_norm_relu(_fully_connected(x, hidden_units))
+    x = _batch_norm_relu(_fully_connected(x, hidden_units, use_bias=False))
     return keras.Model(images, _fully_connected(x, num_classes), name=name)
 
 
@@ -45,7 +48,8 @@ def cnn8(num_classes=10, input_shape=(32, 32, 3)):
     """The paper's 8-layer CNN: 64-64-pool-128-128-pool-196-196-pool-256-C.
 
     Each 3×3 convolution and the first fully connected layer are followed by batch normalization
-    (running averages kept at 0.9, ε 1e-5) and ReLU. He-normal fan-out for the convolutions.
+    (running averages kept at 0.9, ε 1e-5) and ReLU, and has no bias, which batch normalization
+    would take away again. He-normal fan-out for the convolutions.
 
     Args:
         num_classes: number of classes C.
