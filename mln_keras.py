@@ -408,7 +408,7 @@ def run(settings, recipe, splits):
     if state is not None:
         model.load_weights(weights)
     meta, test = (
-        tf.data.Dataset.from_tensor_slices(arrays).batch(EVALUATION_BATCH)
+        tf.data.Dataset.from_tensor_slices(arrays).batch(EVALUATION_BATCH).cache()
         for arrays in (
             (splits.meta_images, splits.meta_labels),
             (splits.test_images, splits.test_labels),

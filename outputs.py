@@ -15,6 +15,7 @@ import h5py
 import keras
 import numpy as np
 
+CHECKPOINT_SECONDS = 10
 # Where a run lies and how it is continued changes nothing about what it computes.
 NOT_PART_OF_A_RUN = ("output_dir", "data_dir", "resume")
 
@@ -332,8 +333,9 @@ def write_results(directory, model, settings, rows, **more):
 
 
 class RunRecorder(keras.callbacks.Callback):
-    """After each epoch: measures the test set, keeps history.csv, best weights and checkpoint, and
-    prints a line.
+    """After each epoch: measures the test set, keeps history.csv and the best weights, and prints
+    a line; saves a checkpoint where the epoch is the best so far or the last, or where there has
+    been none for `CHECKPOINT_SECONDS`.
 
     The model must be fitted with the meta set as `validation_data`.
 
@@ -352,7 +354,7 @@ class RunRecorder(keras.callbacks.Callback):
         self.rows = state["rows"] if state else []
         self.best_epoch = state["best_epoch"] if state else None
         self.seconds = state["seconds"] if state else 0.0
-        self._since = time.monotonic()
+        self._since = self._saved = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
         test = self.model.evaluate(self.test_data, verbose=0, return_dict=True)
@@ -384,7 +386,10 @@ class RunRecorder(keras.callbacks.Callback):
         now = time.monotonic()
         took, self._since = now - self._since, now
         self.seconds += took
-        save_checkpoint(self.directory, self.model, self._state(epoch), is_best)
+        is_last = epoch + 1 == self.params["epochs"]
+        if is_best or is_last or now - self._saved > CHECKPOINT_SECONDS:
+            save_checkpoint(self.directory, self.model, self._state(epoch), is_best)
+            self._saved = now
         write_history(self.directory, self.rows)
         self._print(row, took)
 

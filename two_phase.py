@@ -98,6 +98,7 @@ class TwoPhaseModel(keras.Model):
         self.current_epoch = 0
         self.image_dtype = None
         self.phase_in_training = self.loop_length = 1
+        self._held = (None, None)
 
     def compile(
         self,
@@ -214,18 +215,20 @@ class TwoPhaseModel(keras.Model):
                 f"epochs: expected more than warmup_epochs={self.warmup_epochs}, received "
                 f"{epochs}, so phase 2 would never begin; leave meta_data out to warm up only"
             )
-        labeled, noisy, meta = pipeline.training_data(
+        one_replica = self.distribute_strategy.num_replicas_in_sync == 1
+        labeled, noisy, meta, self._held = pipeline.training_data(
             x if y is None else (x, y), meta_data, unlabeled_data, self.image_shape,
             self.num_classes, batch_size, seed=self.seed, epoch=lambda: self.current_epoch,
-            warms_up=bool(warms_up),
+            warms_up=bool(warms_up), holds=self.jit_compile and one_replica,
         )
         if kwargs.get("steps_per_epoch") and int(noisy.cardinality()) >= 0:
             raise ValueError(
                 "steps_per_epoch: is for a tf.data.Dataset without end, as an epoch of any other "
                 "begins with its first batch"
             )
-        checks.image_dtype(noisy.element_spec[0], self.image_dtype)
-        self.image_dtype = noisy.element_spec[0].dtype.name
+        images = noisy.element_spec[0] if self._held[0] is None else self._held[0]
+        checks.image_dtype(images, self.image_dtype)
+        self.image_dtype = images.dtype.name
 
         watch = TwoPhaseCallbacks(
             callbacks, self.phase_2_metrics, model=self, add_history=True, add_progbar=verbose != 0
@@ -247,6 +250,7 @@ class TwoPhaseModel(keras.Model):
             both = pipeline.with_meta(noisy, meta, epoch=lambda: self.current_epoch)
             fit_phase(2, both, epochs=epochs, initial_epoch=max(initial_epoch, warmup_end))
         watch.finish()
+        self._held, self.train_function = (None, None), None  # frees what is held
         return self.history
 
     def _fit_phase(self, phase, dataset, callbacks, verbose, **kwargs):
@@ -275,15 +279,25 @@ class TwoPhaseModel(keras.Model):
     def run_step(self, step, batch):
         """Runs a training step, a loop of them where the batch has a leading axis of steps."""
         if self.loop_length == 1:
-            step(*batch)
+            step(*self._with_images(batch))
         else:
 
             def step_number(i):
-                step(*tf.nest.map_structure(lambda tensors: tensors[i], batch))
+                one = tf.nest.map_structure(lambda tensors: tensors[i], batch)
+                step(*self._with_images(one))
                 return i + 1
 
             tf.while_loop(lambda i: i < self.loop_length, step_number, [0])
         return self._results(phase_2=self.phase_in_training == 2)
+
+    def _with_images(self, batch):
+        """The batch, or the noisy and the meta batch, with the held images of its row numbers."""
+        batches = [batch] if self.phase_in_training == 1 else batch
+        found = [
+            (images if held is None else tf.gather(held, images), labels)
+            for (images, labels), held in zip(batches, self._held)
+        ]
+        return found[0] if self.phase_in_training == 1 else found
 
     def update_metrics(self, loss, labels, logits):
         """Updates the loss and the compiled metrics; unlabeled samples (-1) weigh nothing."""

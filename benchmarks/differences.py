@@ -92,7 +92,8 @@ def initialize_as_keras(model):
     for layer in model.classifier.layers:
         if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
             layer.kernel.assign(keras.initializers.GlorotUniform()(layer.kernel.shape))
-            layer.bias.assign(ops.zeros_like(layer.bias))
+            if layer.use_bias:
+                layer.bias.assign(ops.zeros_like(layer.bias))
 
 
 @with_model
@@ -191,7 +192,6 @@ DIFFERENCES = {
     "label head starts from the last layer": with_attribute("label_head_init", "classifier"),
     "1e-10 in the logarithms": add_1e_10,
     "λ drops an epoch earlier": lambda: change_recipes(learning_rate_drops=(40, 80)),
-    "λ drops at epoch 81 alone": lambda: change_recipes(learning_rate_drops=(81,)),
     "no weight decay on the label head": spare_the_label_head,
     "averaged weights": average_weights,
     "sum over the classes": with_attribute("average_over_classes", False),

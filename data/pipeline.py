@@ -6,6 +6,8 @@ import tensorflow as tf
 from data import checks
 from data.image_files import ImageFiles
 
+HELD_BYTES = 2**30
+
 
 def batches(images, labels, batch_size, *, seed=None, epoch=None, name="batch_size"):
     """Full batches of one split; the samples left over sit out this pass.
@@ -136,8 +138,23 @@ def loop_length(dataset, at_most):
     return max(n for n in range(1, at_most + 1) if steps % n == 0)
 
 
+def hold(images):
+    """Keeps the images of an array on the GPU, so that batches need not be carried there.
+
+    Returns:
+        (tensor of the images, their row numbers int32 (N,)), or (None, images) for `ImageFiles`,
+        for more than `HELD_BYTES` and without a GPU.
+    """
+    gpus = tf.config.list_logical_devices("GPU")
+    if isinstance(images, ImageFiles) or images.nbytes > HELD_BYTES or not gpus:
+        return None, images
+    with tf.device(gpus[0].name):
+        return tf.convert_to_tensor(images), np.arange(len(images), dtype=np.int32)
+
+
 def training_data(
-    noisy, meta, unlabeled, image_shape, num_classes, batch_size, *, seed, epoch, warms_up=True
+    noisy, meta, unlabeled, image_shape, num_classes, batch_size, *, seed, epoch, warms_up=True,
+    holds=False,
 ):
     """What `fit` was given, as the data sets of the two phases.
 
@@ -149,14 +166,17 @@ def training_data(
         num_classes: C.
         batch_size, seed, epoch: as `batches`, for arrays.
         warms_up: whether there will be a warm-up, which needs labels.
+        holds: whether to `hold` the images of arrays: their batches are then (row numbers, labels).
 
     Returns:
         Three tf.data.Datasets of (images, labels) batches: for warm-up, of the labeled samples
         (None where these are too few and not needed); for phase 2; the meta set, once, or None.
+        Then the noisy and the meta images that are held, each a tensor or None.
 
     Raises:
         ValueError: one line that names the argument, what is wrong and what is allowed.
     """
+    held = held_meta = None
     if isinstance(noisy, tf.data.Dataset):
         labeled = every = _checked_dataset("x", noisy, image_shape, num_classes)
         dtype = labeled.element_spec[0].dtype.name
@@ -185,6 +205,8 @@ def training_data(
             images = _join(images, unlabeled)
             labels = np.concatenate([labels, np.full(len(unlabeled), -1, np.int32)])
             has_label = labels >= 0
+        if holds:
+            held, images = hold(images)
         every = labeled = batches(images, labels, batch_size, **order, name="x")
         if not has_label.all():
             labeled = None
@@ -192,12 +214,14 @@ def training_data(
                 labeled = batches(
                     images[has_label], labels[has_label], batch_size, **order, name="x with labels"
                 )
-    if meta is None:
-        return labeled, every, None
     if isinstance(meta, tf.data.Dataset):
-        return labeled, every, _checked_dataset("meta_data", meta, image_shape, num_classes, dtype)
-    images, labels = _checked_arrays("meta_data", meta, image_shape, num_classes, dtype, False)
-    return labeled, every, batches(images, labels, batch_size, name="meta_data")
+        meta = _checked_dataset("meta_data", meta, image_shape, num_classes, dtype)
+    elif meta is not None:
+        images, labels = _checked_arrays("meta_data", meta, image_shape, num_classes, dtype, False)
+        if holds:
+            held_meta, images = hold(images)
+        meta = batches(images, labels, batch_size, name="meta_data")
+    return labeled, every, meta, (held, held_meta)
 
 
 def _checked_arrays(name, pair, image_shape, num_classes, dtype, allow_unlabeled):

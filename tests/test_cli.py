@@ -402,9 +402,12 @@ class EpochsOf:
 
     phase, phase_2_metrics = tf.constant(1), ()
 
-    def __init__(self, directory, meta_accuracies, state=None):
+    def __init__(self, directory, meta_accuracies, state=None, more_epochs=0):
         recorder = outputs.RunRecorder(directory, {"method": "cross_entropy"}, None, state)
         recorder.set_model(self)
+        recorder.set_params({
+            "epochs": len(recorder.rows) + len(meta_accuracies) + more_epochs
+        })
         for self.epoch, accuracy in enumerate(meta_accuracies, len(recorder.rows) + 1):
             logs = dict.fromkeys(("learning_rate", "loss", "accuracy", "val_loss"), 1.0)
             recorder.on_epoch_end(self.epoch - 1, logs | {"val_accuracy": accuracy})
@@ -434,6 +437,17 @@ def test_the_best_epoch_survives_that_training_goes_on_later(tmp_path):
         assert [row["meta_accuracy"] for row in state["rows"]] == before
         assert [row["epoch"] for row in state["rows"]] == [*range(1, last + 1)]
         assert outputs.summarize(state["rows"], None)["best_epoch"] == best
+
+
+@pytest.mark.parametrize("seconds, saved", [(0, 4), (1000, 2)])
+def test_between_two_checkpoints_are_seconds_or_a_better_epoch(
+    tmp_path, monkeypatch, seconds, saved
+):
+    monkeypatch.setattr(outputs, "CHECKPOINT_SECONDS", seconds)
+    EpochsOf(tmp_path, [0.5, 0.6, 0.4, 0.3], more_epochs=1)
+    state, _ = outputs.load_checkpoint(tmp_path)
+    assert (state["epoch"], state["best_epoch"], len(state["rows"])) == (saved, 2, saved)
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + 4
 
 
 def test_the_seconds_before_a_kill_count(tmp_path):
