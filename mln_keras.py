@@ -14,6 +14,7 @@ Noisy-Labels". Symbols: θ classifier f, φ label head m, g the frozen feature e
 learning rate, λ and β the learning rates of the classifier and of the label head.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -458,13 +459,14 @@ def main(argv):
         The exit status: 2 for bad input, 1 for a loss that is not finite, 130 for Ctrl-C.
     """
     try:
-        return execute(argv)
+        with contextlib.ExitStack() as claims:
+            return execute(argv, claims)
     except KeyboardInterrupt:
         print("\nmln_keras.py: interrupted; --resume continues this run", file=sys.stderr)
         return 130
 
 
-def execute(argv):
+def execute(argv, claims):
     settings = {}
     try:
         settings, recipe = parse_settings(argv, RECIPES, __doc__)
@@ -483,7 +485,7 @@ def execute(argv):
             for warning in caught:
                 print(f"mln_keras.py: warning: {warning.message}", file=sys.stderr)
             for one in runs:
-                outputs.make_directory(one["output_dir"])
+                claims.enter_context(outputs.claim_directory(one["output_dir"]))
     except ValueError as error:
         name = re.split("[ :]", str(error))[0]
         print(f"mln_keras.py: {'--' if name in settings else ''}{error}", file=sys.stderr)

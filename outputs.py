@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fcntl
 import importlib.metadata
 import json
 import math
@@ -134,12 +135,29 @@ def _check_writable(directory):
         raise ValueError(f"--output_dir: cannot write to {directory}, no permission in {existing}")
 
 
-def make_directory(directory):
-    """Makes a run's directory; raises ValueError where that cannot be done."""
+@contextlib.contextmanager
+def claim_directory(directory):
+    """Makes a run's directory and keeps other processes from training in it, while the context is.
+
+    Raises:
+        ValueError: where it cannot be made, or another process has claimed it.
+    """
     try:
         os.makedirs(directory, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY)
     except OSError as error:
         raise ValueError(f"--output_dir: cannot make {directory} ({error.strerror})") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"--output_dir: another process is training in {directory}") from None
+    except OSError:  # of a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def save_checkpoint(directory, model, state, is_best):

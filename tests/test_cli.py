@@ -468,6 +468,13 @@ def test_ctrl_c_before_training_is_one_line(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.strip().count("\n") == 0 and tree(tmp_path) == []
 
 
+def test_only_one_process_trains_in_a_directory(refused, tmp_path):
+    with outputs.claim_directory(tmp_path / "out"):
+        assert "another process is training in " in refused("--dataset", "digits")
+    with outputs.claim_directory(tmp_path / "out"):
+        pass
+
+
 def test_a_file_is_not_taken_for_a_flag(refused):
     line = refused("--noise", "feature_dependent", "--noise_probs", "seed/p.npy")
     assert line.startswith("mln_keras.py: seed/p.npy cannot be read")
