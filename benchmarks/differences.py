@@ -15,9 +15,11 @@ import sys
 import grid
 import keras
 import numpy as np
+import tensorflow as tf
 from grid import quote
 from keras import ops
 
+import data
 import data.noise
 import layers
 import mln_keras
@@ -161,6 +163,39 @@ def average_weights(model):
     model.evaluate = evaluate_averages
 
 
+def with_images(change):
+    """A difference made by changing all images, uint8 (N, H, W, channels), of every data set."""
+
+    def apply():
+        for name, load in data.LOADERS.items():
+
+            def load_and_change(data_dir, load=load):
+                source = load(data_dir)
+                return dataclasses.replace(
+                    source,
+                    train_images=change(source.train_images),
+                    held_out_images=change(source.held_out_images),
+                )
+
+            data.LOADERS[name] = load_and_change
+
+    return apply
+
+
+def re_encode(quality, images):
+    encoded = (tf.io.encode_jpeg(image, quality=quality) for image in images)
+    return np.stack([tf.io.decode_jpeg(jpeg) for jpeg in encoded])
+
+
+def blur_colour(images):
+    """As a JPEG with a sample of the colours for 4×4 pixels, not 2×2, would have it."""
+    yuv = tf.image.rgb_to_yuv(images / np.float32(255))
+    blocks = tf.nn.avg_pool2d(yuv[..., 1:], 4, 4, "VALID")
+    colour = tf.repeat(tf.repeat(blocks, 4, axis=1), 4, axis=2)
+    rgb = tf.image.yuv_to_rgb(tf.concat([yuv[..., :1], colour], axis=-1))
+    return tf.saturate_cast(tf.round(255 * rgb), tf.uint8).numpy()
+
+
 def with_mlp_head(*between):
     """Section V-C: a hidden layer of as many units as there are features, and what follows it."""
 
@@ -200,6 +235,9 @@ DIFFERENCES = {
     "momentum forgotten at the switch": forget_momentum,
     "features before batch norm and ReLU": take_features_before_batch_norm,
     "bfloat16": ["--mixed_precision"],
+    "images re-encoded at JPEG quality 50": with_images(functools.partial(re_encode, 50)),
+    "images re-encoded at JPEG quality 25": with_images(functools.partial(re_encode, 25)),
+    "colour averaged over 4×4 pixels": with_images(blur_colour),
     "MLP head": with_mlp_head(),
     "MLP head with batch norm": with_mlp_head(keras.layers.BatchNormalization),
     "MLP head with batch norm and dropout": with_mlp_head(
