@@ -5,8 +5,8 @@
 
 A network on made-up images, augmentation and input pipeline included: the paper's 8-layer CNN on
 images of CIFAR-10's size, or a network of keras.applications at its own size. The first epoch of
-each phase compiles and is not counted; of the others the median and the range are given, and on a
-GPU the peak of its memory. With --files the images are JPEG files, and every other epoch repeats
+each phase compiles and is not counted; of the others the median and the range are given, and the
+peak of a GPU's memory. With --files the images are JPEG files, and every other epoch repeats
 batches that are in memory: the difference is what steps wait for their input. --profile lists the
 ten kernels that take most of a step on a GPU.
 """
@@ -67,6 +67,23 @@ def build_classifier(network):
     ])  # fmt: skip
 
 
+def forward_pass(classifier):
+    """Arithmetic (FLOP) of one image's forward pass, and the numbers its layers read and write.
+
+    Convolutions and fully connected layers are counted, a multiplication and an addition each as
+    one operation; the rest could be computed on the way. A cross-entropy step is 3 such passes, a
+    phase-2 step 11: g(x), f(x) and f at θ̂, three backward passes of 2 each, and the 2 of the
+    gradient through θ̂.
+    """
+    operations = moved = 0
+    for layer in classifier._flatten_layers():
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+            positions = np.prod(layer.output.shape[1:-1])
+            operations += 2 * positions * np.prod(layer.kernel.shape)
+            moved += np.prod(layer.input.shape[1:]) + np.prod(layer.output.shape[1:])
+    return int(operations), int(moved)
+
+
 class Clock(keras.callbacks.Callback):
     """Seconds and peak memory of each epoch; profiles the last one of each phase where asked."""
 
@@ -112,6 +129,7 @@ def read_profile(directory):
 
 
 def print_profile(phase, kernels, steps):
+    """Prints the ten largest kernels; returns (name, number and microseconds a step) of each."""
     total = sum(nanoseconds for _, nanoseconds in kernels.values())
     count = sum(count for count, _ in kernels.values())
     print(f"\n{phase}: the GPU computes {total / steps / 1e6:.2f} ms a step, in "
@@ -121,6 +139,7 @@ def print_profile(phase, kernels, steps):
     for name, (number, nanoseconds) in largest:
         print(f"{name[:68]:<70}{number / steps:>8.1f}{nanoseconds / steps / 1e3:>12.1f}"
               f"{nanoseconds / total:>8.1%}")
+    return [(name, number / steps, ns / steps / 1e3) for name, (number, ns) in largest]
 
 
 def made_up(count, side):
@@ -182,17 +201,18 @@ def main(argv):
             noisy, meta_data=meta, batch_size=arguments.batch_size, epochs=2 * of_a_phase,
             callbacks=[clock], verbose=0,
         )  # fmt: skip
-    report(arguments, clock, epochs, of_a_phase, steps)
+    report(arguments, clock, epochs, of_a_phase, steps, forward_pass(model.classifier))
 
 
-def report(arguments, clock, epochs, of_a_phase, steps):
+def report(arguments, clock, epochs, of_a_phase, steps, counts):
     """Prints the table, and writes it as JSON."""
     figures = {"flags": vars(arguments), "versions": outputs.versions(), "steps": steps}
+    figures |= dict(zip(("operations_an_image", "numbers_moved_an_image"), counts))
     print(f"{'':<28}{'ms a step':>10}{'range':>22}{'first epoch, s':>18}{'peak, GB':>12}")
     for number, phase in enumerate(PHASES):
         since = number * of_a_phase
         counted = range(since + 1, since + epochs)
-        peak = max(clock.peaks[since : since + epochs], default=float("nan")) / 1e9
+        peak = max(clock.peaks[since : since + epochs], default=0) / 1e9
         kinds = {phase: counted}
         if arguments.files:
             kinds = {phase: [i for i in counted if i % 2],
@@ -203,7 +223,7 @@ def report(arguments, clock, epochs, of_a_phase, steps):
             figures[name] = {"median_ms": median, "min_ms": low, "max_ms": high}
             figures[name] |= {"first_s": clock.seconds[since], "peak_gb": peak}
             print(f"{name:<28}{median:>10.2f}{f'{low:.2f} to {high:.2f}':>22}"
-                  f"{clock.seconds[since]:>18.1f}{peak:>12.2f}")
+                  f"{clock.seconds[since]:>18.1f}{peak or '':>12.4}")
         if arguments.files:
             whole = figures[f"{phase}, from files"]["median_ms"]
             figures[f"{phase}, input wait"] = 1 - figures[phase]["median_ms"] / whole
@@ -211,11 +231,15 @@ def report(arguments, clock, epochs, of_a_phase, steps):
     figures["ratio"] = figures["phase 2"]["median_ms"] / figures["cross-entropy"]["median_ms"]
     print(f"phase 2 over cross-entropy: {figures['ratio']:.2f}; {steps} steps an epoch, "
           f"{arguments.epochs} epochs")
+    flop, moved = (arguments.batch_size * count / 1e9 for count in counts)
+    width = 2 if arguments.mixed_precision else 4
+    for phase, passes in zip(PHASES, (3, 11)):
+        print(f"{phase}: at least {passes} forward passes, {passes * flop:.0f} GFLOP and "
+              f"{passes * moved * width:.2f} GB")
     print(figures["versions"])
     for epoch, kernels in clock.kernels.items():
         phase = PHASES[epoch >= of_a_phase]
-        figures[f"{phase}, kernels"] = kernels
-        print_profile(phase, kernels, steps)
+        figures[f"{phase}, kernels"] = print_profile(phase, kernels, steps)
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(figures, indent=1))
 

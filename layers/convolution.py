@@ -17,6 +17,9 @@ class AlignedConv2D(keras.layers.Conv2D):
         multiple = 8 if self.compute_dtype in ("bfloat16", "float16") else 4
         channels, filters = kernel.shape[2:]
         more_channels, more_filters = -channels % multiple, -filters % multiple
-        inputs = ops.pad(inputs, ((0, 0), (0, 0), (0, 0), (0, more_channels)))
-        kernel = ops.pad(kernel, ((0, 0), (0, 0), (0, more_channels), (0, more_filters)))
-        return super().convolution_op(inputs, kernel)[..., :filters]
+        if more_channels:
+            inputs = ops.pad(inputs, ((0, 0), (0, 0), (0, 0), (0, more_channels)))
+        if more_channels or more_filters:
+            kernel = ops.pad(kernel, ((0, 0), (0, 0), (0, more_channels), (0, more_filters)))
+        result = super().convolution_op(inputs, kernel)
+        return result[..., :filters] if more_filters else result
