@@ -474,7 +474,10 @@ def execute(argv, claims):
             return 0
         is_demonstration = settings["method"] is None
         runs = demonstrate(settings) if is_demonstration else [settings]
-        finished = [outputs.find_run(r["output_dir"], r, r["resume"]) for r in runs]
+        find_runs = [
+            functools.partial(outputs.find_run, r["output_dir"], r, r["resume"]) for r in runs
+        ]
+        finished = [find() for find in find_runs]
         if None in finished:
             # On a GPU such kernels take 4 times as long, and Keras refuses them with XLA.
             if not settings["jit_compile"] and not tf.config.list_physical_devices("GPU"):
@@ -486,6 +489,7 @@ def execute(argv, claims):
                 print(f"mln_keras.py: warning: {warning.message}", file=sys.stderr)
             for one in runs:
                 claims.enter_context(outputs.claim_directory(one["output_dir"]))
+            finished = [find() for find in find_runs]  # another process may have been there
     except ValueError as error:
         name = re.split("[ :]", str(error))[0]
         print(f"mln_keras.py: {'--' if name in settings else ''}{error}", file=sys.stderr)

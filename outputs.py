@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import importlib.metadata
 import json
 import math
@@ -139,25 +138,27 @@ def _check_writable(directory):
 def claim_directory(directory):
     """Makes a run's directory and keeps other processes from training in it, while the context is.
 
+    Where the system cannot lock a directory (Windows, NFS), nothing keeps them from it.
+
     Raises:
         ValueError: where it cannot be made, or another process has claimed it.
     """
     try:
         os.makedirs(directory, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY)
     except OSError as error:
         raise ValueError(f"--output_dir: cannot make {directory} ({error.strerror})") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(f"--output_dir: another process is training in {directory}") from None
-    except OSError:  # of a file system without locks
-        pass
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            import fcntl
+
+            descriptor = os.open(directory, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"--output_dir: another process is training in {directory}") from None
+        except (ImportError, OSError):
+            pass
         yield
-    finally:
-        os.close(descriptor)
 
 
 def save_checkpoint(directory, model, state, is_best):

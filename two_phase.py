@@ -215,11 +215,10 @@ class TwoPhaseModel(keras.Model):
                 f"epochs: expected more than warmup_epochs={self.warmup_epochs}, received "
                 f"{epochs}, so phase 2 would never begin; leave meta_data out to warm up only"
             )
-        one_replica = self.distribute_strategy.num_replicas_in_sync == 1
         labeled, noisy, meta, self._held = pipeline.training_data(
             x if y is None else (x, y), meta_data, unlabeled_data, self.image_shape,
             self.num_classes, batch_size, seed=self.seed, epoch=lambda: self.current_epoch,
-            warms_up=bool(warms_up), holds=self.jit_compile and one_replica,
+            warms_up=bool(warms_up), holds=self.jit_compile and not self._is_distributed(),
         )
         if kwargs.get("steps_per_epoch") and int(noisy.cardinality()) >= 0:
             raise ValueError(
@@ -242,21 +241,22 @@ class TwoPhaseModel(keras.Model):
         fit_phase = functools.partial(
             self._fit_phase, callbacks=watch, verbose=verbose, **kwargs
         )
-        if initial_epoch < warmup_end and self.phase == 1:
-            fit_phase(1, labeled, epochs=warmup_end, initial_epoch=initial_epoch)
-        if epochs > warmup_end and not self.stop_training:
-            if self.phase == 1:
-                self.begin_phase_2()
-            both = pipeline.with_meta(noisy, meta, epoch=lambda: self.current_epoch)
-            fit_phase(2, both, epochs=epochs, initial_epoch=max(initial_epoch, warmup_end))
+        try:
+            if initial_epoch < warmup_end and self.phase == 1:
+                fit_phase(1, labeled, epochs=warmup_end, initial_epoch=initial_epoch)
+            if epochs > warmup_end and not self.stop_training:
+                if self.phase == 1:
+                    self.begin_phase_2()
+                both = pipeline.with_meta(noisy, meta, epoch=lambda: self.current_epoch)
+                fit_phase(2, both, epochs=epochs, initial_epoch=max(initial_epoch, warmup_end))
+        finally:
+            self._held, self.train_function = (None, None), None  # frees the GPU's memory
         watch.finish()
-        self._held, self.train_function = (None, None), None  # frees what is held
         return self.history
 
     def _fit_phase(self, phase, dataset, callbacks, verbose, **kwargs):
         self.phase_in_training, self.loop_length = phase, 1
-        one_replica = self.distribute_strategy.num_replicas_in_sync == 1
-        if self.jit_compile and one_replica and "steps_per_epoch" not in kwargs:
+        if self.jit_compile and not self._is_distributed() and "steps_per_epoch" not in kwargs:
             self.loop_length = pipeline.loop_length(dataset, self._steps_a_call)
         if self.loop_length > 1:
             dataset = dataset.batch(self.loop_length, drop_remainder=True).prefetch(1)
@@ -275,6 +275,10 @@ class TwoPhaseModel(keras.Model):
                     "an image file cannot be decoded; ImageFiles.find_damaged() names it"
                 ) from None
             raise
+
+    def _is_distributed(self):
+        with self.distribute_strategy.scope():
+            return tf.distribute.has_strategy()
 
     def run_step(self, step, batch):
         """Runs a training step, a loop of them where the batch has a leading axis of steps."""

@@ -1,6 +1,6 @@
 """Milliseconds a training step, cross-entropy beside phase 2, in one run through `fit`.
 
-    python benchmarks/step_time.py [--mixed_precision] [--nojit_compile] [--profile]
+    python benchmarks/step_time.py [--mixed_precision] [--no-jit_compile] [--profile]
     python benchmarks/step_time.py --network ResNet50 --batch_size 32 --files 1600
 
 A network on made-up images, augmentation and input pipeline included: the paper's 8-layer CNN on
@@ -33,7 +33,6 @@ import outputs
 from data import image_files, pipeline
 from mln_keras import MetaLabelNet
 
-SIDES = {"cnn8": 32, "InceptionResNetV2": 299}  # of the others 224
 PHASES = ("cross-entropy", "phase 2")
 
 
@@ -57,21 +56,18 @@ def parse(argv):
 def build_classifier(network):
     if network == "cnn8":
         return layers.cnn8()
-    side = SIDES.get(network, 224)
-    return keras.Sequential([
-        keras.Input((side, side, 3)),
-        keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32"),
-        getattr(keras.applications, network)(
-            weights=None, input_shape=(side, side, 3), classes=10, classifier_activation=None
-        ),
-    ])  # fmt: skip
+    backbone = getattr(keras.applications, network)(
+        weights=None, classes=10, classifier_activation=None
+    )
+    normalize = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32")
+    return keras.Sequential([keras.Input(backbone.input_shape[1:]), normalize, backbone])
 
 
 def forward_pass(classifier):
     """Arithmetic (FLOP) of one image's forward pass, and the numbers its layers read and write.
 
-    Convolutions and fully connected layers are counted, a multiplication and an addition each as
-    one operation; the rest could be computed on the way. A cross-entropy step is 3 such passes, a
+    `Conv2D` and `Dense` layers are counted, a multiplication and an addition each as one
+    operation; the rest could be computed on the way. A cross-entropy step is 3 such passes, a
     phase-2 step 11: g(x), f(x) and f at θ̂, three backward passes of 2 each, and the 2 of the
     gradient through θ̂.
     """
@@ -169,9 +165,10 @@ def main(argv):
         keras.config.set_dtype_policy("mixed_bfloat16")
     keras.utils.set_random_seed(0)
     epochs = 1 + arguments.epochs * (2 if arguments.files else 1)
-    side = SIDES.get(arguments.network, 224)
+    classifier = build_classifier(arguments.network)
+    side = classifier.input_shape[1]
     model = MetaLabelNet(
-        build_classifier(arguments.network), epochs + arguments.profile,
+        classifier, epochs + arguments.profile,
         augmentation=layers.RandomFlipCrop(4) if side == 32
         else layers.RandomFlipCrop(0, vertical_flip=False),
     )  # fmt: skip
@@ -201,7 +198,7 @@ def main(argv):
             noisy, meta_data=meta, batch_size=arguments.batch_size, epochs=2 * of_a_phase,
             callbacks=[clock], verbose=0,
         )  # fmt: skip
-    report(arguments, clock, epochs, of_a_phase, steps, forward_pass(model.classifier))
+    report(arguments, clock, epochs, of_a_phase, steps, forward_pass(classifier))
 
 
 def report(arguments, clock, epochs, of_a_phase, steps, counts):

@@ -143,13 +143,16 @@ def hold(images):
 
     Returns:
         (tensor of the images, their row numbers int32 (N,)), or (None, images) for `ImageFiles`,
-        for more than `HELD_BYTES` and without a GPU.
+        for more than `HELD_BYTES`, without a GPU and without memory left on it.
     """
     gpus = tf.config.list_logical_devices("GPU")
     if isinstance(images, ImageFiles) or images.nbytes > HELD_BYTES or not gpus:
         return None, images
-    with tf.device(gpus[0].name):
-        return tf.convert_to_tensor(images), np.arange(len(images), dtype=np.int32)
+    try:
+        with tf.device(gpus[0].name):
+            return tf.convert_to_tensor(images), np.arange(len(images), dtype=np.int32)
+    except tf.errors.ResourceExhaustedError:
+        return None, images
 
 
 def training_data(

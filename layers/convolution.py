@@ -10,10 +10,12 @@ class AlignedConv2D(keras.layers.Conv2D):
 
     3 channels, or 196 in bfloat16, cuDNN pads by itself: two more kernels for each operand of each
     convolution. Padding that is part of the program is fused with what computes the operand. The
-    weights and the result are the same.
+    weights and the result are the same. Groups and "channels_first" are not padded.
     """
 
     def convolution_op(self, inputs, kernel):
+        if self.groups > 1 or self.data_format == "channels_first":
+            return super().convolution_op(inputs, kernel)
         multiple = 8 if self.compute_dtype in ("bfloat16", "float16") else 4
         channels, filters = kernel.shape[2:]
         more_channels, more_filters = -channels % multiple, -filters % multiple

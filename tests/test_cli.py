@@ -475,6 +475,22 @@ def test_only_one_process_trains_in_a_directory(refused, tmp_path):
         pass
 
 
+def test_a_run_that_is_made_while_data_are_loaded_is_seen(tmp_path, capsys, monkeypatch):
+    load, found = mln_keras.load_splits, []
+
+    def load_slowly(settings, recipe):
+        monkeypatch.setattr(mln_keras, "load_splits", load)
+        found.append(main(*flags, "--seed", "0"))
+        return load(settings, recipe)
+
+    flags = ("--dataset", "digits", "--method", "cross_entropy", "--epochs", "1",
+             "--output_dir", tmp_path / "out")  # fmt: skip
+    monkeypatch.setattr(mln_keras, "load_splits", load_slowly)
+    assert (main(*flags, "--seed", "7"), found) == (2, [0])
+    assert "holds another run (--seed was 0, now 7)" in capsys.readouterr().err
+    assert read_result(tmp_path / "out")["seed"] == 0
+
+
 def test_a_file_is_not_taken_for_a_flag(refused):
     line = refused("--noise", "feature_dependent", "--noise_probs", "seed/p.npy")
     assert line.startswith("mln_keras.py: seed/p.npy cannot be read")

@@ -110,11 +110,16 @@ def test_window_max_pooling(shape):
     assert layers.WindowMaxPooling2D().compute_output_shape(shape) == pooled.shape
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_aligned_convolution_is_a_convolution(dtype):
+@pytest.mark.parametrize("dtype, channels, options", [
+    ("float32", 3, {}),
+    ("mixed_bfloat16", 3, {}),
+    ("float32", 3, {"strides": 2}),
+    ("float32", 26, {"groups": 13}),
+])  # fmt: skip
+def test_aligned_convolution_is_a_convolution(dtype, channels, options):
     rng = np.random.default_rng(0)
-    images = tf.constant(rng.normal(size=(2, 6, 6, 3)), tf.float32)
-    options = {"padding": "same", "bias_initializer": "ones", "dtype": dtype}
+    images = tf.constant(rng.normal(size=(2, 6, 6, channels)), tf.float32)
+    options = {"padding": "same", "bias_initializer": "ones", "dtype": dtype} | options
     ours, plain = layers.AlignedConv2D(13, 3, **options), keras.layers.Conv2D(13, 3, **options)
     ours.build(images.shape)
     plain.build(images.shape)

@@ -329,7 +329,7 @@ def test_images_held_on_the_gpu_are_the_same_images(images, monkeypatch, steps_p
             (x, y), meta_data=images(20, seed=1), unlabeled_data=images(8, seed=2)[0],
             batch_size=8, epochs=3, verbose=0,
         )  # fmt: skip
-        assert model.image_dtype == "uint8"
+        assert model.image_dtype == "uint8" and model._held == (None, None)
         found.append((values(model.classifier.weights), history.history))
     assert {(48, 8, 8, 1), (20, 8, 8, 1)} <= set(map(tuple, gathered))
     for a, b in zip(found[0][0], found[1][0], strict=True):
