@@ -163,8 +163,9 @@ class MetaLabelNet(TwoPhaseModel):
         warms_up = self.phase_in_training == 1
         return self.run_step(self._warmup_step if warms_up else self._phase_2_step, batch)
 
-    def _warmup_step(self, images, labels):
+    def _warmup_step(self, batch):
         """Phase 1: one step on the cross-entropy with the given labels."""
+        images, labels = batch
         θ = self.classifier.trainable_variables
         with tf.GradientTape() as tape:
             logits = self.logits(self._augment(images), training=True)
@@ -474,10 +475,11 @@ def execute(argv, claims):
             return 0
         is_demonstration = settings["method"] is None
         runs = demonstrate(settings) if is_demonstration else [settings]
-        find_runs = [
-            functools.partial(outputs.find_run, r["output_dir"], r, r["resume"]) for r in runs
-        ]
-        finished = [find() for find in find_runs]
+
+        def find_runs():
+            return [outputs.find_run(r["output_dir"], r, r["resume"]) for r in runs]
+
+        finished = find_runs()
         if None in finished:
             # On a GPU such kernels take 4 times as long, and Keras refuses them with XLA.
             if not settings["jit_compile"] and not tf.config.list_physical_devices("GPU"):
@@ -489,7 +491,7 @@ def execute(argv, claims):
                 print(f"mln_keras.py: warning: {warning.message}", file=sys.stderr)
             for one in runs:
                 claims.enter_context(outputs.claim_directory(one["output_dir"]))
-            finished = [find() for find in find_runs]  # another process may have been there
+            finished = find_runs()  # another process may have been there
     except ValueError as error:
         name = re.split("[ :]", str(error))[0]
         print(f"mln_keras.py: {'--' if name in settings else ''}{error}", file=sys.stderr)

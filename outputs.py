@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 CHECKPOINT_SECONDS = 10
+COLORS = {"metalabelnet": "tab:blue", "cross_entropy": "tab:orange"}
 # Where a run lies and how it is continued changes nothing about what it computes.
 NOT_PART_OF_A_RUN = ("output_dir", "data_dir", "resume")
 
@@ -297,7 +298,7 @@ def plot_curves(path, runs):
             [100 * float(row[name]) for row in rows] for name in ("test_accuracy", "meta_accuracy")
         )
         name = result["method"].replace("_", "-")
-        color = {"metalabelnet": "tab:blue", "cross_entropy": "tab:orange"}[result["method"]]
+        color = COLORS[result["method"]]
         axes.plot(epochs, test, color=color, label=f"{name}, test set")
         if len(runs) == 1:
             axes.plot(epochs, meta, color="0.6", linewidth=0.8, label=f"{name}, meta set")

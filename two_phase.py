@@ -283,25 +283,23 @@ class TwoPhaseModel(keras.Model):
     def run_step(self, step, batch):
         """Runs a training step, a loop of them where the batch has a leading axis of steps."""
         if self.loop_length == 1:
-            step(*self._with_images(batch))
+            step(*self._batches(batch))
         else:
 
             def step_number(i):
-                one = tf.nest.map_structure(lambda tensors: tensors[i], batch)
-                step(*self._with_images(one))
+                step(*self._batches(tf.nest.map_structure(lambda tensors: tensors[i], batch)))
                 return i + 1
 
             tf.while_loop(lambda i: i < self.loop_length, step_number, [0])
         return self._results(phase_2=self.phase_in_training == 2)
 
-    def _with_images(self, batch):
-        """The batch, or the noisy and the meta batch, with the held images of its row numbers."""
+    def _batches(self, batch):
+        """The noisy batch, and in phase 2 the meta batch, with the held images of row numbers."""
         batches = [batch] if self.phase_in_training == 1 else batch
-        found = [
+        return [
             (images if held is None else tf.gather(held, images), labels)
             for (images, labels), held in zip(batches, self._held)
         ]
-        return found[0] if self.phase_in_training == 1 else found
 
     def update_metrics(self, loss, labels, logits):
         """Updates the loss and the compiled metrics; unlabeled samples (-1) weigh nothing."""

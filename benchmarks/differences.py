@@ -139,25 +139,24 @@ def spare_the_label_head(model):
 @with_model
 def average_weights(model):
     """Measured are the means of the weights over about the last 500 steps."""
-    optimizer, evaluate = model.optimizer, model.evaluate
-    optimizer.use_ema, optimizer.ema_momentum = True, 0.998
-    optimizer.ema_overwrite_frequency = None
-    optimizer._model_variables_moving_average = optimizer.add_optimizer_variables(
-        model.classifier.trainable_variables, "average"
-    )
-    optimizer.finalize_variable_values = lambda weights: None
-    averages = optimizer._model_variables_moving_average
-    for weight, average in zip(model.classifier.trainable_variables, averages, strict=True):
-        average.assign(weight)
+    weights, evaluate = model.classifier.trainable_variables, model.evaluate
+    averaging = {"use_ema": True, "ema_momentum": 0.998}
+    optimizer = keras.optimizers.SGD.from_config(model.optimizer.get_config() | averaging)
+    optimizer.build(weights)
+    optimizer.finalize_variable_values = lambda weights: None  # it would train on from the means
+    model.optimizer = optimizer
+
+    def swap():
+        averages = optimizer._model_variables_moving_average
+        for weight, average in zip(weights, averages, strict=True):
+            value = weight.numpy()
+            weight.assign(average)
+            average.assign(value)
 
     def evaluate_averages(*arguments, **options):
-        weights = model.classifier.trainable_variables
-        kept = [weight.numpy() for weight in weights]
-        for weight, average in zip(weights, averages, strict=True):
-            weight.assign(average)
+        swap()
         result = evaluate(*arguments, **options)
-        for weight, value in zip(weights, kept, strict=True):
-            weight.assign(value)
+        swap()
         return result
 
     model.evaluate = evaluate_averages
@@ -283,7 +282,7 @@ def table(results):
 
 def parse(argv):
     def define(add):
-        add("--noises", type=grid.numbers(str), default=["uniform", "feature_dependent"])
+        add("--noises", type=grid.numbers(str), default=list(grid.NOISES))
         add("--differences", type=grid.numbers(str), default=list(DIFFERENCES))
 
     return grid.name_files(grid.parse(__doc__, argv, define, seeds=[0, 1]), "differences")

@@ -19,15 +19,12 @@ import sys
 import grid
 import matplotlib.figure
 import numpy as np
+from table1 import METHODS
 
 import outputs
 
 ACCURACIES = ("warmup_test_accuracy", "test_accuracy", "last_test_accuracy")
 CHANGES = "soft_label_change.csv"
-LINES = {  # method -> (name, colour)
-    "metalabelnet": ("MetaLabelNet", "tab:blue"),
-    "cross_entropy": ("cross-entropy", "tab:orange"),
-}
 
 
 def figure3(runs, path):
@@ -38,7 +35,8 @@ def figure3(runs, path):
     panels = figure.subplots(1, len(settings), squeeze=False, sharey=True)[0]
     rows = []
     for axes, (noise, ratio) in zip(panels, settings):
-        for method, (name, color) in LINES.items():
+        for method, name in METHODS.items():
+            color = outputs.COLORS[method]
             same = [
                 run for run in runs
                 if (run["noise"], run["noise_ratio"], run["method"]) == (noise, ratio, method)
@@ -98,7 +96,7 @@ def figure4_runs(arguments):
             arguments, [__file__, "run_figure4"], noise, ratio, seed
         )
         for seed, noise, ratio in itertools.product(
-            arguments.seeds, ("uniform", "feature_dependent"), arguments.ratios or (0.4,)
+            arguments.seeds, grid.NOISES, arguments.ratios or (0.4,)
         )
     }
 
@@ -130,9 +128,7 @@ def figure4(arguments):
     axes.grid(alpha=0.3)
     axes.legend()
     save(figure, arguments.picture, header, rows)
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return grid.exit_status(failed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +146,7 @@ SWEEPS = {
     "figure5": Sweep("meta_size", "meta samples", (100, 500, 1000, 2000, 5000)),
     "figure6": Sweep(
         "warmup_epochs", "epochs of warm-up", (20, 30, 40, 44, 60, 80),
-        ("uniform", "feature_dependent"), (0.6,),
+        grid.NOISES, (0.6,),
     ),
     "figure7": Sweep(
         "unlabeled_size", "unlabeled samples", (0, 9000, 18000, 27000, 36000, 45000)

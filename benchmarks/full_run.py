@@ -9,7 +9,6 @@ recorder, which measures the test set and writes checkpoint and history.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import subprocess
@@ -45,19 +44,21 @@ def run(started, json_file, flags):
     status = mln_keras.main(["mln_keras.py", *flags])
     if status:
         return status
-    report(started, epochs, time.time(), json_file, outputs.versions())
+    report(started, epochs, time.time(), json_file)
     return 0
 
 
-def report(started, epochs, ended, json_file, versions):
+def report(started, epochs, ended, json_file):
     """Prints the table, and writes it as JSON."""
+    import outputs
+
     parts = {
         "training": ("begin", "trained"),
         "meta set": ("trained", "validated"),
         "recorder": ("validated", "end"),
     }
     figures = {
-        "versions": versions,
+        "versions": outputs.versions(),
         "total": ended - started,
         "to the first steps": epochs[0]["first"] - started,
         "after the last epoch": ended - epochs[-1]["end"],
@@ -78,9 +79,9 @@ def report(started, epochs, ended, json_file, versions):
                   f"{f'{low:.3f} to {high:.3f}':>18}{median / whole:>8.1%}")
     for name in ("to the first steps", "after the last epoch", "total"):
         print(f"{name:<28}{figures[name]:>8.2f}")
-    print(f"{len(epochs)} epochs; {versions}")
+    print(f"{len(epochs)} epochs; {figures['versions']}")
     if json_file:
-        pathlib.Path(json_file).write_text(json.dumps(figures, indent=1))
+        outputs.write_json(json_file, figures)
 
 
 def main(argv):

@@ -23,6 +23,7 @@ HISTORY = (
     "loss", "accuracy", "meta_loss", "soft_label_entropy", "soft_label_agreement", "meta_accuracy",
     "test_accuracy",
 )  # fmt: skip
+NOISES = ("uniform", "feature_dependent")  # of the paper's CIFAR-10 results
 PROGRAM = pathlib.Path(__file__).resolve().parents[1] / "mln_keras.py"
 
 
@@ -197,6 +198,11 @@ def main(arguments, runs, table):
 
     failed = train(runs, arguments.output_dir, arguments.jobs, keep)
     print(f"\n{table(read(arguments.results))}", end="")
+    return exit_status(failed)
+
+
+def exit_status(failed):
+    """1 where runs failed, whose names are then printed, else 0."""
     if failed:
         print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -10,7 +10,6 @@ named again and again) and of arrays of CIFAR-10's size, in batches of 128.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import statistics
@@ -133,7 +132,7 @@ def main(argv):
           f"batch {BATCH}")
     print(figures["versions"])
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(figures, indent=1))
+        outputs.write_json(arguments.json, figures)
 
 
 if __name__ == "__main__":

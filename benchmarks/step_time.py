@@ -14,7 +14,6 @@ ten kernels that take most of a step on a GPU.
 import argparse
 import collections
 import glob
-import json
 import pathlib
 import statistics
 import sys
@@ -238,7 +237,7 @@ def report(arguments, clock, epochs, of_a_phase, steps, counts):
         phase = PHASES[epoch >= of_a_phase]
         figures[f"{phase}, kernels"] = print_profile(phase, kernels, steps)
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(figures, indent=1))
+        outputs.write_json(arguments.json, figures)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def table(results):
 
 def parse(argv):
     def define(add):
-        add("--noises", type=grid.numbers(str), default=["uniform", "feature_dependent"])
+        add("--noises", type=grid.numbers(str), default=list(grid.NOISES))
         add("--ratios", type=grid.numbers(float), default=list(RATIOS))
         add("--methods", type=grid.numbers(str), default=list(METHODS))
 

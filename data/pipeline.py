@@ -156,8 +156,7 @@ def hold(images):
 
 
 def training_data(
-    noisy, meta, unlabeled, image_shape, num_classes, batch_size, *, seed, epoch, warms_up=True,
-    holds=False,
+    noisy, meta, unlabeled, image_shape, num_classes, batch_size, *, seed, epoch, warms_up, holds
 ):
     """What `fit` was given, as the data sets of the two phases.
 
