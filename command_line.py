@@ -45,7 +45,7 @@ def define_flags(recipes):
     define("bool", "mixed_precision", False, "Compute in bfloat16, keep weights in float32.")
     define("bool", "jit_compile", None, "Compile the step with XLA. Default: where there is a GPU.")
     define("integer", "steps_per_execution", None,
-           "Steps a call, at most. Default: 78 on a GPU, else 1.")
+           "Steps a call, at most. Default: 390 on a GPU, else 1.")
     define("bool", "help", False, "Show this help.", short_name="h")
     return f
 
@@ -79,7 +79,7 @@ def parse_settings(argv, recipes, description):
     given = f.flag_values_dict()
     del given["help"], given["h"]
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    defaults = {"jit_compile": on_gpu, "steps_per_execution": 78 if on_gpu else 1}
+    defaults = {"jit_compile": on_gpu, "steps_per_execution": 390 if on_gpu else 1}
     if given["dataset"] is not None:
         defaults["method"] = METHODS[0]
     if given["noise"] == "none":

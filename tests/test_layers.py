@@ -110,6 +110,16 @@ def test_window_max_pooling(shape):
     assert layers.WindowMaxPooling2D().compute_output_shape(shape) == pooled.shape
 
 
+def test_of_equal_maxima_the_first_takes_the_gradient():
+    window = [[[0, 2], [2, 2]], [[1, 1], [3, 1]], [[0, 0], [5, 5]], [[4, 4], [4, 4]]]
+    x = tf.constant(window, tf.bfloat16)[..., None]
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layers.WindowMaxPooling2D()(x)
+    expected = [[[0, 1], [0, 0]], [[0, 0], [1, 0]], [[0, 0], [1, 0]], [[1, 0], [0, 0]]]
+    np.testing.assert_array_equal(tape.gradient(y, x)[..., 0], expected)
+
+
 @pytest.mark.parametrize("dtype, channels, options", [
     ("float32", 3, {}),
     ("mixed_bfloat16", 3, {}),
