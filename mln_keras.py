@@ -32,7 +32,7 @@ import data.corruption
 import data.source
 import layers
 import outputs
-from command_line import METHODS, parse_settings
+from command_line import METHODS, configure_xla, parse_settings
 from data import checks
 from two_phase import TwoPhaseModel
 
@@ -481,6 +481,8 @@ def execute(argv, claims):
 
         finished = find_runs()
         if None in finished:
+            if settings["jit_compile"]:
+                configure_xla()
             # On a GPU such kernels take 4 times as long, and Keras refuses them with XLA.
             if not settings["jit_compile"] and not tf.config.list_physical_devices("GPU"):
                 tf.config.experimental.enable_op_determinism()

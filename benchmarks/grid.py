@@ -72,7 +72,8 @@ def _train_one(directory, command, gpus):
         return True
     log = directory.parent / f"{directory.name}.log"
     gpu = gpus.get()
-    environment = os.environ | {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    cache = f'--tf_xla_persistent_cache_directory="{directory.parent / "xla_cache"}"'
+    environment = {"TF_XLA_FLAGS": cache} | os.environ | {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     try:

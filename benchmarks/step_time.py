@@ -27,6 +27,7 @@ import tensorflow as tf
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import command_line
 import layers
 import outputs
 from data import image_files, pipeline
@@ -44,7 +45,7 @@ def parse(argv):
     add("--files", type=int, default=0, help="train from JPEG files instead, of 400 made-up ones")
     add("--batch_size", type=int, default=128, help="of training and meta batches")
     add("--epochs", type=int, default=5, help="counted epochs of each phase and kind of input")
-    add("--steps_per_execution", type=int, default=78, help="steps a call, at most")
+    add("--steps_per_execution", type=int, default=390, help="steps a call, at most")
     add("--mixed_precision", default=False, help="compute in bfloat16", **switch)
     add("--jit_compile", default=True, help="compile the step with XLA", **switch)
     add("--profile", action="store_true", help="list the ten largest GPU kernels")
@@ -160,6 +161,8 @@ def every_other_epoch(files, labels, batch_size, epoch):
 
 def main(argv):
     arguments = parse(argv)
+    if arguments.jit_compile:
+        command_line.configure_xla()
     if arguments.mixed_precision:
         keras.config.set_dtype_policy("mixed_bfloat16")
     keras.utils.set_random_seed(0)
