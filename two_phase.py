@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import ops
 
 import layers
-from data import checks, pipeline
+from data import checks, image_files, pipeline
 
 FIT_ARGUMENTS = (  # of keras.Model.fit, passed on
     "validation_data", "validation_batch_size", "validation_freq", "validation_steps",
@@ -271,9 +271,7 @@ class TwoPhaseModel(keras.Model):
             if wrong_labels is not None:
                 raise ValueError(wrong_labels[0]) from None
             if "DecodeImage" in str(error):
-                raise ValueError(
-                    "an image file cannot be decoded; ImageFiles.find_damaged() names it"
-                ) from None
+                raise ValueError(image_files.DAMAGED) from None
             raise
 
     def _is_distributed(self):

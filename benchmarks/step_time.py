@@ -6,8 +6,8 @@
 A network on made-up images, augmentation and input pipeline included: the paper's 8-layer CNN on
 images of CIFAR-10's size, or a network of keras.applications at its own size. The first epoch of
 each phase compiles and is not counted; of the others the median and the range are given, and the
-peak of a GPU's memory. With --files the images are JPEG files, and every other epoch repeats
-batches that are in memory: the difference is what steps wait for their input. --profile lists the
+peak of a GPU's memory. With --files the images are JPEG files, and every other epoch repeats a
+batch that is in memory: the difference is what steps wait for their input. --profile lists the
 ten kernels that take most of a step on a GPU.
 """
 
@@ -185,9 +185,10 @@ def main(argv):
             resize = (side * 8 // 7, side * 8 // 7)
             files, labels, _ = image_files.from_directory(directory, (side, side), resize)
             many = np.arange(arguments.files) % len(files)
-            noisy = meta = every_other_epoch(
+            noisy = every_other_epoch(
                 files[many], labels[many], arguments.batch_size, lambda: model.current_epoch
             )
+            meta = (files, labels)
             steps = int(noisy.cardinality())
         else:
             noisy = made_up(arguments.images, side)

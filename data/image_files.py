@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+DAMAGED = "an image file cannot be decoded; ImageFiles.find_damaged() names it"
 
 
 class ImageFiles:
@@ -42,8 +43,12 @@ class ImageFiles:
         return ImageFiles(self.paths[index], self.size, self.resize)
 
     def __array__(self, dtype=None, copy=None):
-        batches = self.dataset().as_numpy_iterator()
-        return np.concatenate(list(batches)).astype(dtype or np.uint8, copy=False)
+        """All images, decoded; ValueError where a file cannot be."""
+        try:
+            batches = list(self.dataset().as_numpy_iterator())
+        except tf.errors.InvalidArgumentError:
+            raise ValueError(DAMAGED) from None
+        return np.concatenate(batches).astype(dtype or np.uint8, copy=False)
 
     def dataset(self, labels=None, batch_size=32):
         """All images in their order, for `evaluate`, `predict` and `validation_data`.

@@ -1,5 +1,7 @@
 """Batches as `tf.data.Dataset`s whose order is a function of seed and epoch."""
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
@@ -220,6 +222,8 @@ def training_data(
         meta = _checked_dataset("meta_data", meta, image_shape, num_classes, dtype)
     elif meta is not None:
         images, labels = _checked_arrays("meta_data", meta, image_shape, num_classes, dtype, False)
+        if isinstance(images, ImageFiles) and math.prod(images.shape) <= HELD_BYTES:
+            images = np.asarray(images)  # they come round many times an epoch, always the same
         if holds:
             held_meta, images = hold(images)
         meta = batches(images, labels, batch_size, name="meta_data")

@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from PIL import Image
 
@@ -61,7 +62,9 @@ def test_batches_have_one_known_shape(files):
     assert images.dataset(labels).element_spec[0].shape[1:] == (6, 8, 3)
 
 
-def test_training_from_files_equals_training_from_arrays(files):
+@pytest.mark.parametrize("held_bytes", [0, 2**30])
+def test_training_from_files_equals_training_from_arrays(files, held_bytes, monkeypatch):
+    monkeypatch.setattr(pipeline, "HELD_BYTES", held_bytes)
     images, labels, _ = from_directory(files, (6, 8))
     labels[3:6] = -1
     every = []
@@ -74,6 +77,24 @@ def test_training_from_files_equals_training_from_arrays(files):
     for name, column in history.items():
         np.testing.assert_array_equal(column, expected_history[name])
     np.testing.assert_array_equal(soft_labels, expected_soft_labels)
+
+
+@pytest.mark.parametrize("held_bytes", [12 * 6 * 8 * 3, 12 * 6 * 8 * 3 - 1])
+def test_a_meta_set_that_fits_into_memory_is_read_once(files, held_bytes, monkeypatch):
+    monkeypatch.setattr(pipeline, "HELD_BYTES", held_bytes)
+    images, labels, _ = from_directory(files, (6, 8))
+    meta = (images[labels == 0], labels[labels == 0])
+    _, _, batches, _ = pipeline.training_data(
+        (images, labels), meta, None, (6, 8, 3), 2, 4,
+        seed=0, epoch=lambda: 0, warms_up=True, holds=False,
+    )  # fmt: skip
+    for path in meta[0].paths:
+        Path(path).unlink()
+    if held_bytes < 12 * 6 * 8 * 3:
+        with pytest.raises(tf.errors.NotFoundError):
+            list(batches)
+    else:
+        assert len(list(batches)) == 3
 
 
 def test_images_are_resized_as_pillow_does_and_their_centre_is_taken(tmp_path):
@@ -94,14 +115,15 @@ def test_gray_and_animated_images_have_three_channels(tmp_path):
         np.testing.assert_allclose(image, np.stack([gray] * 3, -1), atol=4)
 
 
-def test_a_damaged_file_stops_training_and_is_found(files):
+@pytest.mark.parametrize("meta_files", [slice(4), slice(4, 8)])
+def test_a_damaged_file_stops_training_and_is_found(files, meta_files):
     images, labels, _ = from_directory(files, (6, 8))
     damaged = [images.paths[5], images.paths[17]]
     for path in damaged:
         with open(path, "r+b") as file:
             file.truncate(40)
     with pytest.raises(ValueError, match=r"^an image file cannot be decoded; .*find_damaged"):
-        trained(images, labels, None, (images[:4], labels[:4]))
+        trained(images, labels, None, (images[meta_files], labels[meta_files]))
     assert images.find_damaged() == damaged
     assert ImageFiles(map(Path, images.paths), (6, 8)).find_damaged() == damaged
 
