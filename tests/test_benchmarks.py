@@ -61,6 +61,23 @@ def test_a_grid_goes_on_after_a_failure_and_repeats_nothing(arguments, tmp_path,
     assert capsys.readouterr().out == results.with_suffix(".md").read_text()
 
 
+def test_the_runs_of_a_grid_share_what_was_compiled(tmp_path, monkeypatch):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, pathlib, sys\n"
+        "directory = pathlib.Path(sys.argv[-1].removeprefix('--output_dir='))\n"
+        "directory.mkdir()\n"
+        "(directory / 'flags').write_text(os.environ['TF_XLA_FLAGS'])\n"
+    )
+    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
+    assert not grid.train({"a": [program], "b": [program]}, tmp_path / "runs", 1)
+    monkeypatch.setenv("TF_XLA_FLAGS", "--given")
+    assert not grid.train({"c": [program]}, tmp_path / "runs", 1)
+    flags = [(tmp_path / "runs" / name / "flags").read_text() for name in "abc"]
+    cache = f'--tf_xla_persistent_cache_directory="{tmp_path / "runs" / "xla_cache"}"'
+    assert flags == [cache, cache, "--given"]
+
+
 def test_the_table_quotes_means_gains_and_the_paper():
     def run(method, seed, test, ratio=0.4, **more):
         return {
