@@ -350,7 +350,7 @@ RECIPES = {
         meta_learning_rate=1e-2,
     ),
 }
-EVALUATION_BATCH = 2500
+EVALUATION_BATCH = 1000
 
 # ---------------------------------------------------------------------------------------------
 # The command line

@@ -309,14 +309,6 @@ class TwoPhaseModel(keras.Model):
         results = self.get_metrics_result()
         return {n: results[n] for n in results if phase_2 or n not in self.phase_2_metrics}
 
-    def make_test_function(self, force=False):
-        """As Keras does, but without XLA, which takes longer to compile than it then saves."""
-        jit_compile, self.jit_compile = self.jit_compile, False
-        try:
-            super().make_test_function(force)
-        finally:
-            self.jit_compile = jit_compile
-
     def test_step(self, batch):
         images, labels = batch
         checks.image_dtype(images, self.image_dtype)

@@ -48,8 +48,8 @@ def train(runs, directory, jobs, on_end=lambda: None):
 
     Args:
         runs: dict, name of a run -> list of its program and flags.
-        directory: pathlib.Path; a run's files go to the folder of its name in there, and what it
-            prints to NAME.log.
+        directory: pathlib.Path; a run's files go to the folder of its name in there, what it
+            prints to NAME.log, and what XLA compiled to xla_cache, unless TF_XLA_FLAGS are set.
         jobs: runs at a time on each GPU, or on the CPU where there is no GPU.
         on_end: called without arguments whenever a run has ended.
 

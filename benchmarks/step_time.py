@@ -125,7 +125,8 @@ def read_profile(directory):
 
 
 def print_profile(phase, kernels, steps):
-    """Prints the ten largest kernels; returns (name, number and microseconds a step) of each."""
+    """Prints and returns the time that the GPU computes, and the ten largest kernels: name, number
+    and microseconds a step."""
     total = sum(nanoseconds for _, nanoseconds in kernels.values())
     count = sum(count for count, _ in kernels.values())
     print(f"\n{phase}: the GPU computes {total / steps / 1e6:.2f} ms a step, in "
@@ -135,7 +136,13 @@ def print_profile(phase, kernels, steps):
     for name, (number, nanoseconds) in largest:
         print(f"{name[:68]:<70}{number / steps:>8.1f}{nanoseconds / steps / 1e3:>12.1f}"
               f"{nanoseconds / total:>8.1%}")
-    return [(name, number / steps, ns / steps / 1e3) for name, (number, ns) in largest]
+    return {
+        "busy_ms": total / steps / 1e6,
+        "kernels": count / steps,
+        "largest": [
+            (name, number / steps, ns / steps / 1e3) for name, (number, ns) in largest
+        ],
+    }
 
 
 def made_up(count, side):

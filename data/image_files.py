@@ -44,11 +44,14 @@ class ImageFiles:
 
     def __array__(self, dtype=None, copy=None):
         """All images, decoded; ValueError where a file cannot be."""
+        images, end = np.empty(self.shape, self.dtype), 0
         try:
-            batches = list(self.dataset().as_numpy_iterator())
+            for batch in self.dataset().as_numpy_iterator():
+                begin, end = end, end + len(batch)
+                images[begin:end] = batch
         except tf.errors.InvalidArgumentError:
             raise ValueError(DAMAGED) from None
-        return np.concatenate(batches).astype(dtype or np.uint8, copy=False)
+        return images.astype(dtype or self.dtype, copy=False)
 
     def dataset(self, labels=None, batch_size=32):
         """All images in their order, for `evaluate`, `predict` and `validation_data`.

@@ -141,6 +141,12 @@ def test_directories_without_images_are_refused(files, spoil, message):
         from_directory(spoil(files), (6, 8))
 
 
+def test_an_empty_meta_set_is_refused(files):
+    images, labels, _ = from_directory(files, (6, 8))
+    with pytest.raises(ValueError, match="meta_data: expected at least one batch, .*received 0"):
+        trained(images, labels, None, (images[labels == 9], labels[labels == 9]))
+
+
 def test_sizes_that_do_not_fit_are_refused(files, pixels):
     with pytest.raises(ValueError, match="resize: expected at least size="):
         from_directory(files, (6, 8), (7, 7))

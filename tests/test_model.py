@@ -355,19 +355,6 @@ def test_mixed_precision(images, extra):
     assert model.soft_labels(x).sum(-1) == pytest.approx(1, abs=1e-5)
 
 
-def test_evaluation_is_not_compiled_with_xla(images):
-    class NotForXLA(layers.Layer):
-        def call(self, x, training=False):
-            copy = x if training else tf.numpy_function(np.copy, [x], x.dtype)
-            return tf.ensure_shape(copy, x.shape)
-
-    compile_options = {"jit_compile": True}
-    model = compiled(conv_net([NotForXLA()]), warmup_epochs=2, compile_options=compile_options)
-    model.fit(images(16), batch_size=8, epochs=1, validation_data=images(8), verbose=0)
-    model.evaluate(*images(8), verbose=0)
-    assert model.jit_compile is True
-
-
 DISTRIBUTE = """
 import sys
 
