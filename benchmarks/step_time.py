@@ -128,21 +128,19 @@ def print_profile(phase, kernels, steps):
     """Prints and returns the time that the GPU computes, and the ten largest kernels: name, number
     and microseconds a step."""
     total = sum(nanoseconds for _, nanoseconds in kernels.values())
-    count = sum(count for count, _ in kernels.values())
-    print(f"\n{phase}: the GPU computes {total / steps / 1e6:.2f} ms a step, in "
-          f"{count / steps:.0f} kernels; the ten largest:\n"
-          f"{'kernel':<70}{'a step':>8}{'µs a step':>12}{'share':>8}")
     largest = sorted(kernels.items(), key=lambda item: -item[1][1])[:10]
-    for name, (number, nanoseconds) in largest:
-        print(f"{name[:68]:<70}{number / steps:>8.1f}{nanoseconds / steps / 1e3:>12.1f}"
-              f"{nanoseconds / total:>8.1%}")
-    return {
+    profile = {
         "busy_ms": total / steps / 1e6,
-        "kernels": count / steps,
-        "largest": [
-            (name, number / steps, ns / steps / 1e3) for name, (number, ns) in largest
-        ],
+        "kernels": sum(number for number, _ in kernels.values()) / steps,
+        "largest": [(name, number / steps, ns / steps / 1e3) for name, (number, ns) in largest],
     }
+    print(f"\n{phase}: the GPU computes {profile['busy_ms']:.2f} ms a step, in "
+          f"{profile['kernels']:.0f} kernels; the ten largest:\n"
+          f"{'kernel':<70}{'a step':>8}{'µs a step':>12}{'share':>8}")
+    for name, number, µs in profile["largest"]:
+        share = µs / 1e3 / profile["busy_ms"]
+        print(f"{name[:68]:<70}{number:>8.1f}{µs:>12.1f}{share:>8.1%}")
+    return profile
 
 
 def made_up(count, side):

@@ -1,5 +1,6 @@
 """Images in files, decoded while the network trains."""
 
+import math
 import os
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class ImageFiles:
     Attributes:
         shape: (N, H, W, 3).
         dtype: uint8.
+        nbytes: of all the images, decoded.
     """
 
     dtype = np.dtype("uint8")
@@ -34,6 +36,7 @@ class ImageFiles:
         if any(before < after for before, after in zip(self.resize, self.size, strict=True)):
             raise ValueError(f"resize: expected at least size={self.size}, received {self.resize}")
         self.shape = (len(self.paths), *self.size, 3)
+        self.nbytes = math.prod(self.shape)
 
     def __len__(self):
         return len(self.paths)

@@ -1,7 +1,5 @@
 """Batches as `tf.data.Dataset`s whose order is a function of seed and epoch."""
 
-import math
-
 import numpy as np
 import tensorflow as tf
 
@@ -222,7 +220,7 @@ def training_data(
         meta = _checked_dataset("meta_data", meta, image_shape, num_classes, dtype)
     elif meta is not None:
         images, labels = _checked_arrays("meta_data", meta, image_shape, num_classes, dtype, False)
-        if isinstance(images, ImageFiles) and math.prod(images.shape) <= HELD_BYTES:
+        if isinstance(images, ImageFiles) and images.nbytes <= HELD_BYTES:
             images = np.asarray(images)  # they come round many times an epoch, always the same
         if holds:
             held_meta, images = hold(images)
