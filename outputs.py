@@ -162,14 +162,15 @@ def claim_directory(directory):
         yield
 
 
-def save_checkpoint(directory, model, state, is_best):
+def save_checkpoint(directory, model, state, best=None):
     """Saves model and state as one: a directory that gets its name when it is whole.
 
     Args:
         directory: the run's.
-        model: keras.Model; its weights, optimizers and random states are saved.
+        model: MetaLabelNet; its weights, optimizers and random states are saved.
         state: JSON-serializable dict with "epoch", the number of epochs done, and "best_epoch".
-        is_best: whether this epoch is the best one so far: its weights are then kept.
+        best: list of arrays, the `values` of the model after the best epoch, to be saved for
+            themselves; None where the last checkpoint did.
     """
     path = _checkpoint(directory, state["epoch"])
     path.parent.mkdir(exist_ok=True)
@@ -177,10 +178,30 @@ def save_checkpoint(directory, model, state, is_best):
         temporary.mkdir()
         model.save_weights(temporary / "model.weights.h5")
         write_json(temporary / "state.json", state)
-        if is_best:
-            with atomic_write(best_weights(directory, state["epoch"])) as best:
-                shutil.copyfile(temporary / "model.weights.h5", best)
+        if best is not None:
+            with atomic_write(best_weights(directory, state["best_epoch"])) as file:
+                if state["best_epoch"] == state["epoch"]:
+                    shutil.copyfile(temporary / "model.weights.h5", file)
+                else:
+                    now = values(model)
+                    _assign(model, best)
+                    model.save_weights(file)
+                    _assign(model, now)
     _remove_other_checkpoints(directory, state["epoch"], state["best_epoch"])
+
+
+def values(model):
+    """A copy of what `save_weights` saves of a MetaLabelNet, as a list of NumPy arrays."""
+    return [np.array(variable) for variable in _variables(model)]
+
+
+def _assign(model, arrays):
+    for variable, array in zip(_variables(model), arrays, strict=True):
+        variable.assign(array)
+
+
+def _variables(model):
+    return model.variables + model.optimizer.variables + model.meta_optimizer.variables
 
 
 def _checkpoint(directory, epoch):
@@ -354,8 +375,8 @@ def write_results(directory, model, settings, rows, **more):
 
 class RunRecorder(keras.callbacks.Callback):
     """After each epoch: measures the test set, keeps history.csv and the best weights, and prints
-    a line; saves a checkpoint where the epoch is the best so far or the last, or where there has
-    been none for `CHECKPOINT_SECONDS`.
+    a line; saves a checkpoint after the first and the last epoch, and where there has been none
+    for `CHECKPOINT_SECONDS`.
 
     The model must be fitted with the meta set as `validation_data`.
 
@@ -374,7 +395,9 @@ class RunRecorder(keras.callbacks.Callback):
         self.rows = state["rows"] if state else []
         self.best_epoch = state["best_epoch"] if state else None
         self.seconds = state["seconds"] if state else 0.0
-        self._since = self._saved = time.monotonic()
+        self._since = time.monotonic()
+        self._saved = self._since if state else -math.inf
+        self._best = None  # values of the best epoch, where no checkpoint has them
 
     def on_epoch_end(self, epoch, logs=None):
         test = self.model.evaluate(self.test_data, verbose=0, return_dict=True)
@@ -400,16 +423,15 @@ class RunRecorder(keras.callbacks.Callback):
                 )
         self.rows.append(row | dict.fromkeys(absent))
         best = self.best_epoch and self.rows[self.best_epoch - 1]["meta_accuracy"]
-        is_best = best is None or row["meta_accuracy"] > best
-        if is_best:
-            self.best_epoch = epoch + 1
+        if best is None or row["meta_accuracy"] > best:
+            self.best_epoch, self._best = epoch + 1, values(self.model)
         now = time.monotonic()
         took, self._since = now - self._since, now
         self.seconds += took
         is_last = epoch + 1 == self.params["epochs"]
-        if is_best or is_last or now - self._saved > CHECKPOINT_SECONDS:
-            save_checkpoint(self.directory, self.model, self._state(epoch), is_best)
-            self._saved = now
+        if is_last or now - self._saved > CHECKPOINT_SECONDS:
+            save_checkpoint(self.directory, self.model, self._state(epoch), self._best)
+            self._saved, self._best = now, None
         write_history(self.directory, self.rows)
         self._print(row, took)
 

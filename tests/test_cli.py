@@ -419,20 +419,23 @@ class EpochsOf:
     phase, phase_2_metrics = tf.constant(1), ()
 
     def __init__(self, directory, meta_accuracies, state=None, more_epochs=0):
+        self.variables = [tf.Variable(0)]
+        self.optimizer = self.meta_optimizer = types.SimpleNamespace(variables=[])
         recorder = outputs.RunRecorder(directory, {"method": "cross_entropy"}, None, state)
         recorder.set_model(self)
         recorder.set_params({
             "epochs": len(recorder.rows) + len(meta_accuracies) + more_epochs
         })
-        for self.epoch, accuracy in enumerate(meta_accuracies, len(recorder.rows) + 1):
+        for epoch, accuracy in enumerate(meta_accuracies, len(recorder.rows) + 1):
+            self.variables[0].assign(epoch)
             logs = dict.fromkeys(("learning_rate", "loss", "accuracy", "val_loss"), 1.0)
-            recorder.on_epoch_end(self.epoch - 1, logs | {"val_accuracy": accuracy})
+            recorder.on_epoch_end(epoch - 1, logs | {"val_accuracy": accuracy})
 
     def evaluate(self, *_, **__):
         return {"loss": 1.0, "accuracy": 0.5}
 
     def save_weights(self, path):
-        path.write_text(str(self.epoch))
+        path.write_text(str(int(self.variables[0])))
 
 
 def test_the_best_epoch_survives_that_training_goes_on_later(tmp_path):
@@ -455,15 +458,35 @@ def test_the_best_epoch_survives_that_training_goes_on_later(tmp_path):
         assert outputs.summarize(state["rows"], None)["best_epoch"] == best
 
 
-@pytest.mark.parametrize("seconds, saved", [(0, 4), (1000, 2)])
-def test_between_two_checkpoints_are_seconds_or_a_better_epoch(
-    tmp_path, monkeypatch, seconds, saved
-):
+@pytest.mark.parametrize("seconds, saved, best", [(0, 4, 3), (1000, 1, 1)])
+def test_between_two_checkpoints_are_seconds(tmp_path, monkeypatch, seconds, saved, best):
     monkeypatch.setattr(outputs, "CHECKPOINT_SECONDS", seconds)
-    EpochsOf(tmp_path, [0.5, 0.6, 0.4, 0.3], more_epochs=1)
+    EpochsOf(tmp_path, [0.4, 0.5, 0.6, 0.3], more_epochs=1)
     state, _ = outputs.load_checkpoint(tmp_path)
-    assert (state["epoch"], state["best_epoch"], len(state["rows"])) == (saved, 2, saved)
+    assert (state["epoch"], state["best_epoch"], len(state["rows"])) == (saved, best, saved)
+    assert (tmp_path / "checkpoint" / f"best-{best:04d}.weights.h5").read_text() == str(best)
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + 4
+
+
+def test_a_best_epoch_between_two_checkpoints_is_saved_whole(tmp_path):
+    """With its optimizers, while the training that goes on keeps its own."""
+    settings, recipe = parse_settings(*SHORT)
+    splits, model = splits_of(*SHORT), mln_keras.build_model(settings, recipe)
+    for epoch in (0, 1):
+        model.fit(
+            splits.train_images[:128], splits.given_labels[:128], epochs=epoch + 1,
+            meta_data=(splits.meta_images, splits.meta_labels) if epoch else None,
+            initial_epoch=epoch, batch_size=64, verbose=0,
+        )  # fmt: skip
+        model.save_weights(tmp_path / f"{epoch + 1}.weights.h5")
+        if epoch == 0:
+            best = outputs.values(model)
+    outputs.save_checkpoint(tmp_path, model, {"epoch": 2, "best_epoch": 1}, best)
+    model.save_weights(tmp_path / "after.weights.h5")
+    _, path = outputs.load_checkpoint(tmp_path)
+    assert_same_weights(outputs.best_weights(tmp_path, 1), tmp_path / "1.weights.h5")
+    assert_same_weights(path, tmp_path / "2.weights.h5")
+    assert_same_weights(tmp_path / "after.weights.h5", tmp_path / "2.weights.h5")
 
 
 def test_the_seconds_before_a_kill_count(tmp_path):
@@ -525,6 +548,7 @@ def test_ctrl_c_is_one_line_and_resume_finishes_the_run(tmp_path, capsys, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(outputs.RunRecorder, "on_train_batch_end", interrupt)
+        patch.setattr(outputs, "CHECKPOINT_SECONDS", 0)
         try:
             status = main(*flags)
         except KeyboardInterrupt:  # which would end pytest
@@ -639,6 +663,7 @@ def in_a_process(flags, kill=None):
 
 
 def _child(flags, kill):
+    outputs.CHECKPOINT_SECONDS = 0
     if kill:
         (KILLS | FIRST_KILLS)[kill][1]()
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
