@@ -151,7 +151,7 @@ class MetaLabelNet(TwoPhaseModel):
 
     def call(self, images, training=False):
         """Class probabilities, float32 (N, C), of images (N, H, W, channels)."""
-        checks.image_dtype(images, self.image_dtype)
+        checks.image_dtype(images.dtype, self.image_dtype)
         return ops.softmax(self.logits(images, training))
 
     def logits(self, images, training):

@@ -215,19 +215,18 @@ class TwoPhaseModel(keras.Model):
                 f"epochs: expected more than warmup_epochs={self.warmup_epochs}, received "
                 f"{epochs}, so phase 2 would never begin; leave meta_data out to warm up only"
             )
-        labeled, noisy, meta, self._held = pipeline.training_data(
+        training_data = pipeline.TrainingData(
             x if y is None else (x, y), meta_data, unlabeled_data, self.image_shape,
-            self.num_classes, batch_size, seed=self.seed, epoch=lambda: self.current_epoch,
+            self.num_classes, batch_size, seed=self.seed,
             warms_up=bool(warms_up), holds=self.jit_compile and not self._is_distributed(),
         )
-        if kwargs.get("steps_per_epoch") and int(noisy.cardinality()) >= 0:
+        if kwargs.get("steps_per_epoch") and training_data.has_known_length:
             raise ValueError(
                 "steps_per_epoch: is for a tf.data.Dataset without end, as an epoch of any other "
                 "begins with its first batch"
             )
-        images = noisy.element_spec[0] if self._held[0] is None else self._held[0]
-        checks.image_dtype(images, self.image_dtype)
-        self.image_dtype = images.dtype.name
+        checks.image_dtype(training_data.image_dtype, self.image_dtype)
+        self.image_dtype, self._held = training_data.image_dtype, training_data.held
 
         watch = TwoPhaseCallbacks(
             callbacks, self.phase_2_metrics, model=self, add_history=True, add_progbar=verbose != 0
@@ -243,29 +242,36 @@ class TwoPhaseModel(keras.Model):
         )
         try:
             if initial_epoch < warmup_end and self.phase == 1:
-                fit_phase(1, labeled, epochs=warmup_end, initial_epoch=initial_epoch)
-            if epochs > warmup_end and not self.stop_training:
+                fit_phase(1, training_data.warm_up, range(initial_epoch, warmup_end))
+            phase_2_start = max(initial_epoch, warmup_end)
+            if epochs > phase_2_start and not self.stop_training:
                 if self.phase == 1:
                     self.begin_phase_2()
-                both = pipeline.with_meta(noisy, meta, epoch=lambda: self.current_epoch)
-                fit_phase(2, both, epochs=epochs, initial_epoch=max(initial_epoch, warmup_end))
+                fit_phase(2, training_data.phase_2, range(phase_2_start, epochs))
         finally:
             self._held, self.train_function = (None, None), None  # frees the GPU's memory
         watch.finish()
         return self.history
 
-    def _fit_phase(self, phase, dataset, callbacks, verbose, **kwargs):
+    def _fit_phase(self, phase, batches_of, epochs, callbacks, verbose, **kwargs):
+        dataset = batches_of(epochs)
+        steps = kwargs.pop("steps_per_epoch", None) or pipeline.steps_an_epoch(dataset, epochs)
         self.phase_in_training, self.loop_length = phase, 1
-        if self.jit_compile and not self._is_distributed() and "steps_per_epoch" not in kwargs:
-            self.loop_length = pipeline.loop_length(dataset, self._steps_a_call)
+        self.steps_per_execution = self._steps_a_call
+        if steps:
+            self.steps_per_execution = pipeline.largest_divisor(steps, self._steps_a_call)
+            if self.jit_compile and not self._is_distributed() and pipeline.have_one_shape(dataset):
+                self.loop_length, self.steps_per_execution = self.steps_per_execution, 1
         if self.loop_length > 1:
             dataset = dataset.batch(self.loop_length, drop_remainder=True).prefetch(1)
-        self.steps_per_execution = 1 if self.loop_length > 1 else self._steps_a_call
-        steps = kwargs.get("steps_per_epoch") or int(dataset.cardinality())
-        callbacks.set_params(callbacks.params | {"steps": steps if steps > 0 else None})
+            steps //= self.loop_length
+        callbacks.set_params(callbacks.params | {"steps": steps})
         self.make_train_function(force=True)
         try:
-            super().fit(dataset, callbacks=callbacks, verbose=verbose, shuffle=False, **kwargs)
+            super().fit(
+                dataset, epochs=epochs.stop, initial_epoch=epochs.start, steps_per_epoch=steps,
+                callbacks=callbacks, verbose=verbose, shuffle=False, **kwargs,
+            )
         except tf.errors.InvalidArgumentError as error:
             wrong_labels = re.search(r"\w+: expected labels in \[0, \d+\)", str(error))
             if wrong_labels is not None:
@@ -311,7 +317,7 @@ class TwoPhaseModel(keras.Model):
 
     def test_step(self, batch):
         images, labels = batch
-        checks.image_dtype(images, self.image_dtype)
+        checks.image_dtype(images.dtype, self.image_dtype)
         logits = self.logits(images, training=False)
         self.update_metrics(layers.cross_entropy(labels, logits), labels, logits)
         return self._results()

@@ -112,13 +112,12 @@ def take_features_before_batch_norm(model):
     model._features, _ = layers.find_features(model.classifier, name, model.image_shape)
 
 
-@with_model
-def shuffle_meta_batches(model):
+def shuffle_meta_batches():
     batches = pipeline.batches
 
     def shuffled(*arguments, name, **options):
-        if name == "meta_data":
-            options |= {"seed": 1, "epoch": lambda: model.current_epoch}
+        if name == "meta_data":  # which now never comes round
+            options |= {"seed": 1, "epochs": range(10**6)}
         return batches(*arguments, name=name, **options)
 
     pipeline.batches = shuffled

@@ -78,7 +78,7 @@ def resident_mb():
 def by_number(name, images, batch_size, timed):
     before, since = resident_mb(), time.perf_counter()
     labels = np.zeros(len(images), np.int32)
-    batches = iter(pipeline.batches(images, labels, batch_size, seed=0, epoch=lambda: 0))
+    batches = iter(pipeline.batches(images, labels, batch_size, seed=0))
     next(batches)
     first = time.perf_counter() - since
     for _ in range(timed):
@@ -102,9 +102,7 @@ def main(argv):
         kinds = {
             "decode_jpeg + resize": bare(images.paths, antialias=False),
             "decode_jpeg + resize(antialias)": bare(images.paths, antialias=True),
-            "ImageFiles, shuffled and cropped": pipeline.batches(
-                images, labels, BATCH, seed=0, epoch=lambda: 0
-            ),
+            "ImageFiles, shuffled and cropped": pipeline.batches(images, labels, BATCH, seed=0),
         }
         rates = {name: [] for name in kinds}
         for epoch in range(arguments.epochs + 1):

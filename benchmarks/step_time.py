@@ -149,19 +149,11 @@ def made_up(count, side):
     return images, rng.integers(0, 10, count, np.int32)
 
 
-def every_other_epoch(files, labels, batch_size, epoch):
-    """Batches read from the files in even epochs, and as many that are in memory in odd ones."""
-    read = pipeline.batches(files, labels, batch_size, seed=0, epoch=epoch)
-    steps = int(read.cardinality())
+def every_other_epoch(files, labels, batch_size, steps):
+    """Without end: `steps` batches read from the files, then as many that are in memory."""
+    read = pipeline.batches(files, labels, batch_size, seed=0)
     held = tf.data.Dataset.from_tensors(next(iter(read))).repeat(steps)
-
-    def batches(_):
-        is_odd = tf.numpy_function(lambda: np.int64(epoch() % 2), [], tf.int64)
-        is_odd = tf.ensure_shape(is_odd, [])
-        return read.take(steps * (1 - is_odd)).concatenate(held.take(steps * is_odd))
-
-    chosen = tf.data.Dataset.from_tensors(0).flat_map(batches)
-    return chosen.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
+    return read.concatenate(held).repeat().prefetch(2)
 
 
 def main(argv):
@@ -190,11 +182,9 @@ def main(argv):
             resize = (side * 8 // 7, side * 8 // 7)
             files, labels, _ = image_files.from_directory(directory, (side, side), resize)
             many = np.arange(arguments.files) % len(files)
-            noisy = every_other_epoch(
-                files[many], labels[many], arguments.batch_size, lambda: model.current_epoch
-            )
+            steps = arguments.files // arguments.batch_size
+            noisy = every_other_epoch(files[many], labels[many], arguments.batch_size, steps)
             meta = (files, labels)
-            steps = int(noisy.cardinality())
         else:
             noisy = made_up(arguments.images, side)
             meta = made_up(max(arguments.batch_size, arguments.images // 10), side)
@@ -204,7 +194,7 @@ def main(argv):
         clock = Clock(profiled)
         model.fit(
             noisy, meta_data=meta, batch_size=arguments.batch_size, epochs=2 * of_a_phase,
-            callbacks=[clock], verbose=0,
+            callbacks=[clock], verbose=0, steps_per_epoch=steps if arguments.files else None,
         )  # fmt: skip
     report(arguments, clock, epochs, of_a_phase, steps, forward_pass(classifier))
 

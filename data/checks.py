@@ -30,17 +30,17 @@ def one_of(name, value, allowed):
         raise ValueError(f"{name}: expected one of {', '.join(allowed)}, received {value!r}")
 
 
-def image_dtype(images, expected):
+def image_dtype(received, expected):
     """Refuses images whose scale cannot be that of the training images.
 
     Args:
-        images: tensor or array.
+        received: dtype of images, TensorFlow's or NumPy's, or its name.
         expected: dtype name of the training images; None before training.
 
     Raises:
         ValueError: for float images where the model was trained on integers, or the reverse.
     """
-    received = np.dtype(getattr(images.dtype, "name", images.dtype))
+    received = np.dtype(getattr(received, "name", received))
     if expected is not None and (received.kind == "f") != (np.dtype(expected).kind == "f"):
         raise ValueError(
             f"images: expected {expected}, as in training, received {received.name}; "
@@ -69,7 +69,7 @@ def images(name, images, image_shape, dtype=None):
         received = type(images).__name__ if shape is None else ("N", *shape[1:])
         raise ValueError(f"{name}: expected images of shape {expected}, received {received}")
     try:
-        image_dtype(images, dtype)
+        image_dtype(images.dtype, dtype)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 

@@ -1,5 +1,7 @@
 """Batches as `tf.data.Dataset`s whose order is a function of seed and epoch."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -9,8 +11,8 @@ from data.image_files import ImageFiles
 HELD_BYTES = 2**30
 
 
-def batches(images, labels, batch_size, *, seed=None, epoch=None, name="batch_size"):
-    """Full batches of one split; the samples left over sit out this pass.
+def batches(images, labels, batch_size, *, epochs=range(1), seed=None, name="batch_size"):
+    """Full batches of one split, epoch after epoch; the samples left over sit out that epoch.
 
     An order that depends on nothing but (seed, epoch) is what makes a resumed run equal an
     unbroken one: `tf.data.Dataset.shuffle` would start again from its first order.
@@ -19,14 +21,13 @@ def batches(images, labels, batch_size, *, seed=None, epoch=None, name="batch_si
         images: (N, H, W, C), any dtype, or `ImageFiles`.
         labels: integer (N,), -1 for a sample without a label.
         batch_size: samples a batch, at most N.
+        epochs: range of the epochs' numbers.
         seed: integer; None keeps the samples in their given order.
-        epoch: function without arguments that returns the number of the pass that begins. It is
-            called whenever an iterator is made. Needed with `seed`.
         name: of the argument that the images came in, for the error.
 
     Returns:
         tf.data.Dataset of (images (batch_size, H, W, C), labels int32 (batch_size,)), with
-        N // batch_size batches.
+        N // batch_size batches an epoch.
 
     Raises:
         ValueError: where the batch is larger than the split.
@@ -43,11 +44,11 @@ def batches(images, labels, batch_size, *, seed=None, epoch=None, name="batch_si
         rows = tf.convert_to_tensor(images.paths if in_files else images)
         labels = tf.cast(labels, tf.int32)
 
-    def indices(_):
+    def indices(epoch):
         order = tf.range(count)
         if seed is not None:
-            number = tf.numpy_function(lambda: np.int32(epoch()), [], tf.int32)
-            order = tf.random.experimental.stateless_shuffle(order, seed=(seed, number))
+            of_epoch = (seed, tf.cast(epoch, tf.int32))
+            order = tf.random.experimental.stateless_shuffle(order, seed=of_epoch)
         order = tf.reshape(order[: steps * batch_size], (steps, batch_size))
         return tf.data.Dataset.from_tensor_slices(order)
 
@@ -55,23 +56,24 @@ def batches(images, labels, batch_size, *, seed=None, epoch=None, name="batch_si
         index = tf.ensure_shape(index, [batch_size])
         return tf.gather(rows, index), tf.gather(labels, index)
 
-    dataset = tf.data.Dataset.from_tensors(0).flat_map(indices)
+    dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(indices)
     dataset = dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
     if in_files:
         dataset = dataset.unbatch().map(
             lambda path, label: (images.decode(path), label), num_parallel_calls=tf.data.AUTOTUNE
         )
         dataset = dataset.batch(batch_size, drop_remainder=True)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps * len(epochs)))
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def mix(noisy, unlabeled):
+def mix(noisy, unlabeled, epochs=range(1)):
     """The batches of both data sets, interleaved in proportion to their numbers.
 
     Args:
         noisy: tf.data.Dataset of (images, int32 labels) batches, of known cardinality.
         unlabeled: tf.data.Dataset of image batches, of known cardinality.
+        epochs: range of the epochs whose batches both data sets are.
 
     Returns:
         tf.data.Dataset of (images, labels) batches, each of both data sets once; the label of an
@@ -80,7 +82,7 @@ def mix(noisy, unlabeled):
     Raises:
         ValueError: where a cardinality is unknown or infinite.
     """
-    counts = [int(dataset.cardinality()) for dataset in (noisy, unlabeled)]
+    counts = [int(dataset.cardinality()) // len(epochs) for dataset in (noisy, unlabeled)]
     if min(counts) < 0:
         raise ValueError(
             "unlabeled_data: mixing needs data sets of known length; "
@@ -93,49 +95,41 @@ def mix(noisy, unlabeled):
     choices = tf.data.Dataset.range(total).map(
         lambda i: (i + 1) * counts[1] // total - i * counts[1] // total
     )
-    mixed = tf.data.Dataset.choose_from_datasets([noisy, without_labels], choices)
-    return mixed.apply(tf.data.experimental.assert_cardinality(total))
+    mixed = tf.data.Dataset.choose_from_datasets(
+        [noisy, without_labels], choices.repeat(len(epochs))
+    )
+    return mixed.apply(tf.data.experimental.assert_cardinality(total * len(epochs)))
 
 
-def with_meta(noisy, meta, epoch):
+def with_meta(noisy, meta, epochs=range(1)):
     """Each noisy batch with a meta batch; these come round in their order, on across the epochs.
 
     Args:
-        noisy, meta: tf.data.Dataset of batches. Where the length of one is unknown, each epoch
-            begins with the first meta batch.
-        epoch: as `batches`.
+        noisy, meta: tf.data.Dataset of batches, noisy those of the epochs, meta the meta set once.
+            Where the length of one is unknown, the pairs begin with the first meta batch.
+        epochs: range of the epochs' numbers.
 
     Returns:
         tf.data.Dataset of (noisy batch, meta batch).
     """
-    steps, count = int(noisy.cardinality()), int(meta.cardinality())
-    if min(steps, count) < 1:
-        return tf.data.Dataset.zip(noisy, meta.repeat())
-
-    def from_here(_):
-        passed = tf.numpy_function(lambda: np.int64(epoch() * steps % count), [], tf.int64)
-        return meta.repeat().skip(tf.ensure_shape(passed, []))
-
-    endless = tf.data.Dataset.from_tensors(0).flat_map(from_here)
-    return tf.data.Dataset.zip(noisy, endless).apply(tf.data.experimental.assert_cardinality(steps))
+    steps, count = int(noisy.cardinality()) // len(epochs), int(meta.cardinality())
+    passed = epochs.start * steps % count if min(steps, count) > 0 else 0
+    return tf.data.Dataset.zip(noisy, meta.repeat().skip(passed))
 
 
-def loop_length(dataset, at_most):
-    """How many of its batches a data set gives a compiled loop of steps at a time.
+def steps_an_epoch(dataset, epochs):
+    """How many of a data set's batches are an epoch; None where their number is unknown."""
+    return max(int(dataset.cardinality()), 0) // len(epochs) or None
 
-    Args:
-        dataset: tf.data.Dataset.
-        at_most: the largest number wanted.
 
-    Returns:
-        The largest divisor of the number of batches up to `at_most`; 1 where batches differ in
-        shape or their number is unknown.
-    """
-    steps = int(dataset.cardinality())
+def largest_divisor(number, at_most):
+    return max(n for n in range(1, at_most + 1) if number % n == 0)
+
+
+def have_one_shape(dataset):
+    """Whether the shapes of a data set's batches are known, so that they can be stacked."""
     specs = tf.nest.flatten(dataset.element_spec)
-    if steps < 1 or not all(spec.shape.is_fully_defined() for spec in specs):
-        return 1
-    return max(n for n in range(1, at_most + 1) if steps % n == 0)
+    return all(spec.shape.is_fully_defined() for spec in specs)
 
 
 def hold(images):
@@ -155,10 +149,8 @@ def hold(images):
         return None, images
 
 
-def training_data(
-    noisy, meta, unlabeled, image_shape, num_classes, batch_size, *, seed, epoch, warms_up, holds
-):
-    """What `fit` was given, as the data sets of the two phases.
+class TrainingData:
+    """What `fit` was given, as the batches of any of its epochs.
 
     Args:
         noisy, meta: (images, labels), or tf.data.Dataset of such batches; meta may be None. Images
@@ -166,66 +158,92 @@ def training_data(
         unlabeled: images, or tf.data.Dataset of image batches, or None.
         image_shape: (H, W, channels) that the classifier takes.
         num_classes: C.
-        batch_size, seed, epoch: as `batches`, for arrays.
+        batch_size, seed: as `batches`, for arrays.
         warms_up: whether there will be a warm-up, which needs labels.
         holds: whether to `hold` the images of arrays: their batches are then (row numbers, labels).
 
-    Returns:
-        Three tf.data.Datasets of (images, labels) batches: for warm-up, of the labeled samples
-        (None where these are too few and not needed); for phase 2; the meta set, once, or None.
-        Then the noisy and the meta images that are held, each a tensor or None.
+    Attributes:
+        held: the noisy and the meta images that are held, each a tensor or None.
+        image_dtype: name of the images' dtype.
 
     Raises:
         ValueError: one line that names the argument, what is wrong and what is allowed.
     """
-    held = held_meta = None
-    if isinstance(noisy, tf.data.Dataset):
-        labeled = every = _checked_dataset("x", noisy, image_shape, num_classes)
-        dtype = labeled.element_spec[0].dtype.name
-        if unlabeled is not None:
-            if not isinstance(unlabeled, tf.data.Dataset):
+
+    def __init__(
+        self, noisy, meta, unlabeled, image_shape, num_classes, batch_size, *, seed, warms_up, holds
+    ):
+        held = held_meta = None
+        if isinstance(noisy, tf.data.Dataset):
+            noisy = _checked_dataset("x", noisy, image_shape, num_classes)
+            dtype = noisy.element_spec[0].dtype.name
+            self._labeled = self._every = functools.partial(_repeated, noisy)
+            if unlabeled is not None:
+                if isinstance(unlabeled, tf.data.Dataset):
+                    checks.images("unlabeled_data", unlabeled.element_spec, image_shape, dtype)
+                    images_of = functools.partial(_repeated, unlabeled)
+                else:
+                    checks.images("unlabeled_data", unlabeled, image_shape, dtype)
+                    without = np.full(len(unlabeled), -1)
+
+                    def images_of(epochs):
+                        return batches(
+                            unlabeled, without, batch_size, epochs=epochs, seed=seed,
+                            name="unlabeled_data",
+                        ).map(lambda images, labels: images)  # fmt: skip
+
+                self._every = lambda epochs: mix(self._labeled(epochs), images_of(epochs), epochs)
+        else:
+            images, labels = _checked_arrays("x", noisy, image_shape, num_classes, None, True)
+            dtype = images.dtype.name
+            if unlabeled is not None:
+                if isinstance(unlabeled, tf.data.Dataset):
+                    raise ValueError(
+                        "unlabeled_data: expected an array of images, as x is an array, received a "
+                        "tf.data.Dataset"
+                    )
                 checks.images("unlabeled_data", unlabeled, image_shape, dtype)
-                without = np.full(len(unlabeled), -1)
-                unlabeled = batches(
-                    unlabeled, without, batch_size, seed=seed, epoch=epoch, name="unlabeled_data"
-                )
-                unlabeled = unlabeled.map(lambda images, labels: images)
-            checks.images("unlabeled_data", unlabeled.element_spec, image_shape, dtype)
-            every = mix(labeled, unlabeled)
-    else:
-        images, labels = _checked_arrays("x", noisy, image_shape, num_classes, None, True)
-        dtype = images.dtype.name
-        has_label = labels >= 0
-        order = {"seed": seed, "epoch": epoch}
-        if unlabeled is not None:
-            if isinstance(unlabeled, tf.data.Dataset):
-                raise ValueError(
-                    "unlabeled_data: expected an array of images, as x is an array, received a "
-                    "tf.data.Dataset"
-                )
-            checks.images("unlabeled_data", unlabeled, image_shape, dtype)
-            images = _join(images, unlabeled)
-            labels = np.concatenate([labels, np.full(len(unlabeled), -1, np.int32)])
+                images = _join(images, unlabeled)
+                labels = np.concatenate([labels, np.full(len(unlabeled), -1, np.int32)])
             has_label = labels >= 0
-        if holds:
-            held, images = hold(images)
-        every = labeled = batches(images, labels, batch_size, **order, name="x")
-        if not has_label.all():
-            labeled = None
-            if warms_up or has_label.sum() >= batch_size:
-                labeled = batches(
-                    images[has_label], labels[has_label], batch_size, **order, name="x with labels"
+            if holds:
+                held, images = hold(images)
+            ordered = functools.partial(batches, batch_size=batch_size, seed=seed)
+            self._every = functools.partial(ordered, images, labels, name="x")
+            self._labeled = self._every
+            if not has_label.all():
+                self._labeled = functools.partial(
+                    ordered, images[has_label], labels[has_label], name="x with labels"
                 )
-    if isinstance(meta, tf.data.Dataset):
-        meta = _checked_dataset("meta_data", meta, image_shape, num_classes, dtype)
-    elif meta is not None:
-        images, labels = _checked_arrays("meta_data", meta, image_shape, num_classes, dtype, False)
-        if isinstance(images, ImageFiles) and images.nbytes <= HELD_BYTES:
-            images = np.asarray(images)  # they come round many times an epoch, always the same
-        if holds:
-            held_meta, images = hold(images)
-        meta = batches(images, labels, batch_size, name="meta_data")
-    return labeled, every, meta, (held, held_meta)
+        one = range(1)
+        self.has_known_length = steps_an_epoch(self._every(epochs=one), one) is not None
+        if warms_up:
+            self._labeled(epochs=one)  # refuses too few
+        if isinstance(meta, tf.data.Dataset):
+            meta = _checked_dataset("meta_data", meta, image_shape, num_classes, dtype)
+        elif meta is not None:
+            images, labels = _checked_arrays(
+                "meta_data", meta, image_shape, num_classes, dtype, False
+            )
+            if isinstance(images, ImageFiles) and images.nbytes <= HELD_BYTES:
+                images = np.asarray(images)  # they come round many times an epoch, always the same
+            if holds:
+                held_meta, images = hold(images)
+            meta = batches(images, labels, batch_size, name="meta_data")
+        self._meta = meta
+        self.held, self.image_dtype = (held, held_meta), dtype
+
+    def warm_up(self, epochs):
+        """The batches (images, labels) of a range of epochs, without unlabeled images."""
+        return self._labeled(epochs=epochs)
+
+    def phase_2(self, epochs):
+        """The batches of a range of epochs, each with a meta batch."""
+        return with_meta(self._every(epochs=epochs), self._meta, epochs)
+
+
+def _repeated(dataset, epochs):
+    return dataset.repeat(len(epochs)) if int(dataset.cardinality()) > 0 else dataset
 
 
 def _checked_arrays(name, pair, image_shape, num_classes, dtype, allow_unlabeled):

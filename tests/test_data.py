@@ -188,94 +188,98 @@ def batch_numbers(dataset):
 
 @pytest.mark.parametrize(("seed", "count"), [(None, 20), (None, 23), (7, 20), (7, 23)])
 def test_an_epoch_has_full_batches_and_no_sample_twice(seed, count):
-    dataset = pipeline.batches(*numbered(count), 5, seed=seed, epoch=lambda: 2)
+    dataset = pipeline.batches(*numbered(count), 5, seed=seed, epochs=range(2, 4))
     found = batch_numbers(dataset)
-    assert [len(batch) for batch in found] == [5] * 4 == [5] * int(dataset.cardinality())
-    assert len(set(sum(found, []))) == 20 and set(sum(found, [])) <= set(range(count))
+    assert [len(batch) for batch in found] == [5] * 8 == [5] * int(dataset.cardinality())
+    for epoch in (sum(found[:4], []), sum(found[4:], [])):
+        assert len(set(epoch)) == 20 and set(epoch) <= set(range(count))
     assert dataset.element_spec[0].shape == (5, 1, 1, 1)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    epoch = 0
+    def order(seed, start, stop):
+        return batch_numbers(
+            pipeline.batches(*numbered(40), 8, seed=seed, epochs=range(start, stop))
+        )
 
-    def dataset(seed):
-        return pipeline.batches(*numbered(40), 8, seed=seed, epoch=lambda: epoch)
-
-    orders, one = {}, dataset(3)
-    for epoch in (0, 1, 2, 1):
-        order = orders.setdefault(epoch, batch_numbers(one))
-        assert batch_numbers(one) == batch_numbers(dataset(3)) == order
-        assert batch_numbers(dataset(4)) != order != batch_numbers(dataset(None))
-        assert sorted(map(sorted, order)) != sorted(map(sorted, batch_numbers(dataset(None))))
-    assert orders[0] != orders[1] != orders[2] != orders[0]
+    epochs = [order(3, epoch, epoch + 1) for epoch in range(3)]
+    assert order(3, 0, 3) == sum(epochs, []) and order(3, 1, 3) == sum(epochs[1:], [])
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    for epoch, found in enumerate(epochs):
+        in_order = order(None, epoch, epoch + 1)
+        assert order(4, epoch, epoch + 1) != found != in_order
+        assert sorted(map(sorted, found)) != sorted(map(sorted, in_order))
 
 
 def test_without_a_seed_the_samples_keep_their_order():
-    dataset = pipeline.batches(*numbered(11), 5)
-    for _ in range(2):
-        assert batch_numbers(dataset) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    dataset = pipeline.batches(*numbered(11), 5, epochs=range(2))
+    assert batch_numbers(dataset) == 2 * [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 
 
 @pytest.mark.parametrize(("noisy", "unlabeled"), [(10, 5), (3, 8), (9, 2), (3, 0)])
-def test_mix_interleaves_every_batch_once_in_proportion(noisy, unlabeled):
-    first = pipeline.batches(*numbered(2 * noisy), 2)
+def test_mix_interleaves_every_batch_once_an_epoch_in_proportion(noisy, unlabeled):
+    epochs = range(4, 6)
+    first = pipeline.batches(*numbered(2 * noisy), 2, epochs=epochs)
     images = numbered(3 * unlabeled, first=100)[0]
-    mixed = pipeline.mix(first, tf.data.Dataset.from_tensor_slices(images).batch(3))
+    others = tf.data.Dataset.from_tensor_slices(images).batch(3).repeat(len(epochs))
     total = noisy + unlabeled
-    assert int(mixed.cardinality()) == total
-    kinds, numbers = [], []
-    for images, labels in mixed.as_numpy_iterator():
-        kinds.append(len(images) == 3)
-        numbers += images.ravel().tolist()
-        np.testing.assert_array_equal(labels, [-1] * 3 if kinds[-1] else images.ravel())
-        assert labels.dtype == np.int32
-        assert abs(sum(kinds) - len(kinds) * unlabeled / total) < 1
-    assert sorted(numbers) == [*range(2 * noisy), *range(100, 100 + 3 * unlabeled)]
+    mixed = pipeline.mix(first, others, epochs)
+    assert int(mixed.cardinality()) == 2 * total
+    batches = list(mixed.as_numpy_iterator())
+    for epoch in (batches[:total], batches[total:]):
+        kinds, numbers = [], []
+        for images, labels in epoch:
+            kinds.append(len(images) == 3)
+            numbers += images.ravel().tolist()
+            np.testing.assert_array_equal(labels, [-1] * 3 if kinds[-1] else images.ravel())
+            assert labels.dtype == np.int32
+            assert abs(sum(kinds) - len(kinds) * unlabeled / total) < 1
+        assert sorted(numbers) == [*range(2 * noisy), *range(100, 100 + 3 * unlabeled)]
 
 
 @pytest.mark.parametrize(("steps", "count"), [(3, 5), (5, 3), (4, 2), (1, 3)])
 def test_meta_batches_come_round_and_go_on_in_the_next_epoch(steps, count):
-    found = []
-
-    def pairs():
-        noisy = pipeline.batches(*numbered(2 * steps), 2)
+    def meta_numbers(epochs):
+        noisy = pipeline.batches(*numbered(2 * steps), 2, epochs=epochs)
         meta = pipeline.batches(*numbered(2 * count, first=100), 2)
-        return pipeline.with_meta(noisy, meta, epoch=lambda: len(found) // steps)
-
-    def meta_numbers(dataset):
-        pairs = [(noisy[1][0] // 2, meta[1][0] // 2 - 50) for noisy, meta in dataset]
-        assert [noisy for noisy, _ in pairs] == [*range(steps)]
+        pairs = pipeline.with_meta(noisy, meta, epochs)
+        assert int(pairs.cardinality()) == steps * len(epochs)
+        pairs = [(n[1][0] // 2, m[1][0] // 2 - 50) for n, m in pairs.as_numpy_iterator()]
+        assert [noisy for noisy, _ in pairs] == [*range(steps)] * len(epochs)
         return [int(meta) for _, meta in pairs]
 
-    one = pairs()
-    assert int(one.cardinality()) == steps
-    for _ in range(count + 1):
-        epoch = meta_numbers(one.as_numpy_iterator())
-        assert meta_numbers(pairs().as_numpy_iterator()) == epoch  # of a run continued here
-        found += epoch
+    found = meta_numbers(range(count + 1))
     assert found == [i % count for i in range((count + 1) * steps)]
+    for epoch in range(count + 1):  # of a run continued here
+        assert meta_numbers(range(epoch, count + 1)) == found[epoch * steps :]
 
 
 def test_data_of_unknown_length_get_meta_batches_too():
     noisy = pipeline.batches(*numbered(10), 2).filter(lambda *_: True)
     meta = pipeline.batches(*numbered(4, first=100), 2)
-    pairs = pipeline.with_meta(noisy, meta, epoch=lambda: 1)
+    pairs = pipeline.with_meta(noisy, meta, range(1, 2))
     assert [int(m[1][0]) for _, m in pairs.as_numpy_iterator()] == [100, 102, 100, 102, 100]
 
 
-def test_loop_length_is_the_largest_divisor():
+def test_steps_an_epoch_are_known_of_data_of_known_length():
+    dataset = pipeline.batches(*numbered(12), 1, epochs=range(5, 8))
+    assert pipeline.steps_an_epoch(dataset, range(5, 8)) == 12
+    for other in (dataset.repeat(), dataset.filter(lambda *_: True), dataset.take(0)):
+        assert pipeline.steps_an_epoch(other, range(5, 8)) is None
+
+
+def test_the_largest_divisor():
     found = {
-        (steps, at_most): pipeline.loop_length(pipeline.batches(*numbered(steps), 1), at_most)
-        for steps, at_most in [(18, 1), (18, 5), (18, 7), (18, 18), (18, 30), (17, 16), (351, 30)]
+        (number, at_most): pipeline.largest_divisor(number, at_most)
+        for number, at_most in [(18, 1), (18, 5), (18, 7), (18, 18), (18, 30), (17, 16), (351, 30)]
     }
     assert list(found.values()) == [1, 3, 6, 18, 18, 1, 27]
 
 
-def test_loop_length_is_1_where_batches_may_differ_or_have_no_number():
+def test_batches_have_one_shape_where_it_is_known():
     dataset = pipeline.batches(*numbered(12), 1)
-    for other in (dataset.repeat(), dataset.filter(lambda *_: True), dataset.unbatch().batch(2)):
-        assert pipeline.loop_length(other, 4) == 1
-    assert pipeline.loop_length(dataset.take(0), 4) == 1
+    assert pipeline.have_one_shape(dataset)
+    assert not pipeline.have_one_shape(dataset.unbatch().batch(2))
 
 
 # --- CIFAR-10 in a TFDS directory
