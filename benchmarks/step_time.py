@@ -210,8 +210,7 @@ def report(arguments, clock, epochs, of_a_phase, steps, counts):
         peak = max(clock.peaks[since : since + epochs], default=0) / 1e9
         kinds = {phase: counted}
         if arguments.files:
-            kinds = {phase: [i for i in counted if i % 2],
-                     f"{phase}, from files": [i for i in counted if not i % 2]}  # fmt: skip
+            kinds = {phase: counted[::2], f"{phase}, from files": counted[1::2]}
         for name, which in kinds.items():
             values = [1e3 * clock.seconds[i] / steps for i in which]
             median, low, high = statistics.median(values), min(values), max(values)
