@@ -118,9 +118,10 @@ class TwoPhaseModel(keras.Model):
             metrics: Keras metrics of (given labels, class probabilities); they take sample
                 weights, and those of unlabeled samples are 0.
             jit_compile, run_eagerly: as `keras.Model.compile`.
-            steps_per_execution: at most how many steps run in one call. With `jit_compile`, and
-                where batches have one shape and a divisor of their number allows it, they are one
-                XLA program: the fastest way on a GPU, but a slow one on a CPU.
+            steps_per_execution: at most how many steps run in one call; where the number of an
+                epoch's batches is known, the largest divisor of it up to that. With `jit_compile`,
+                and where batches have one shape, they are one XLA program: the fastest way on a
+                GPU, but a slow one on a CPU. The batches of two calls are in memory at a time.
 
         Raises:
             ValueError: where one optimizer is given twice.
@@ -218,7 +219,7 @@ class TwoPhaseModel(keras.Model):
         training_data = pipeline.TrainingData(
             x if y is None else (x, y), meta_data, unlabeled_data, self.image_shape,
             self.num_classes, batch_size, seed=self.seed,
-            warms_up=bool(warms_up), holds=self.jit_compile and not self._is_distributed(),
+            warms_up=bool(warms_up), holds=self._is_one_program(),
         )
         if kwargs.get("steps_per_epoch") and training_data.has_known_length:
             raise ValueError(
@@ -257,14 +258,17 @@ class TwoPhaseModel(keras.Model):
         dataset = batches_of(epochs)
         steps = kwargs.pop("steps_per_epoch", None) or pipeline.steps_an_epoch(dataset, epochs)
         self.phase_in_training, self.loop_length = phase, 1
-        self.steps_per_execution = self._steps_a_call
+        a_call = self._steps_a_call
         if steps:
-            self.steps_per_execution = pipeline.largest_divisor(steps, self._steps_a_call)
-            if self.jit_compile and not self._is_distributed() and pipeline.have_one_shape(dataset):
-                self.loop_length, self.steps_per_execution = self.steps_per_execution, 1
+            a_call = pipeline.largest_divisor(steps, a_call)
+        if steps and self._is_one_program() and pipeline.have_one_shape(dataset):
+            self.loop_length, a_call = a_call, 1
         if self.loop_length > 1:
             dataset = dataset.batch(self.loop_length, drop_remainder=True).prefetch(1)
             steps //= self.loop_length
+        if a_call != self.steps_per_execution:
+            self.steps_per_execution = a_call
+            self.test_function = self.predict_function = None  # they hold the number before
         callbacks.set_params(callbacks.params | {"steps": steps})
         self.make_train_function(force=True)
         try:
@@ -280,9 +284,10 @@ class TwoPhaseModel(keras.Model):
                 raise ValueError(image_files.DAMAGED) from None
             raise
 
-    def _is_distributed(self):
+    def _is_one_program(self):
+        """Whether XLA compiles the step, for one device."""
         with self.distribute_strategy.scope():
-            return tf.distribute.has_strategy()
+            return self.jit_compile and not tf.distribute.has_strategy()
 
     def run_step(self, step, batch):
         """Runs a training step, a loop of them where the batch has a leading axis of steps."""

@@ -106,15 +106,19 @@ def with_meta(noisy, meta, epochs=range(1)):
 
     Args:
         noisy, meta: tf.data.Dataset of batches, noisy those of the epochs, meta the meta set once.
-            Where the length of one is unknown, the pairs begin with the first meta batch.
+            Where the meta set's length is unknown, every epoch begins with its first batch.
         epochs: range of the epochs' numbers.
 
     Returns:
         tf.data.Dataset of (noisy batch, meta batch).
     """
-    steps, count = int(noisy.cardinality()) // len(epochs), int(meta.cardinality())
-    passed = epochs.start * steps % count if min(steps, count) > 0 else 0
-    return tf.data.Dataset.zip(noisy, meta.repeat().skip(passed))
+    steps, count = steps_an_epoch(noisy, epochs), int(meta.cardinality())
+    endless = meta.repeat()
+    if steps and count > 0:
+        endless = endless.skip(epochs.start * steps % count)
+    elif steps:
+        endless = tf.data.Dataset.range(len(epochs)).flat_map(lambda _: meta.repeat().take(steps))
+    return tf.data.Dataset.zip(noisy, endless)
 
 
 def steps_an_epoch(dataset, epochs):
@@ -184,7 +188,7 @@ class TrainingData:
                     images_of = functools.partial(_repeated, unlabeled)
                 else:
                     checks.images("unlabeled_data", unlabeled, image_shape, dtype)
-                    without = np.full(len(unlabeled), -1)
+                    without, unlabeled = np.full(len(unlabeled), -1), _converted(unlabeled)
 
                     def images_of(epochs):
                         return batches(
@@ -209,12 +213,11 @@ class TrainingData:
             if holds:
                 held, images = hold(images)
             ordered = functools.partial(batches, batch_size=batch_size, seed=seed)
-            self._every = functools.partial(ordered, images, labels, name="x")
+            self._every = functools.partial(ordered, _converted(images), labels, name="x")
             self._labeled = self._every
             if not has_label.all():
-                self._labeled = functools.partial(
-                    ordered, images[has_label], labels[has_label], name="x with labels"
-                )
+                images, labels = _converted(images[has_label]), labels[has_label]
+                self._labeled = functools.partial(ordered, images, labels, name="x with labels")
         one = range(1)
         self.has_known_length = steps_an_epoch(self._every(epochs=one), one) is not None
         if warms_up:
@@ -243,7 +246,14 @@ class TrainingData:
 
 
 def _repeated(dataset, epochs):
-    return dataset.repeat(len(epochs)) if int(dataset.cardinality()) > 0 else dataset
+    length = int(dataset.cardinality())
+    return dataset.take(length).repeat(len(epochs)) if length > 0 else dataset
+
+
+def _converted(images):
+    """An array as the tensor that `batches` would make of it, so that it is copied but once."""
+    with tf.device("CPU"):
+        return images if isinstance(images, ImageFiles) else tf.convert_to_tensor(images)
 
 
 def _checked_arrays(name, pair, image_shape, num_classes, dtype, allow_unlabeled):

@@ -254,6 +254,14 @@ def test_meta_batches_come_round_and_go_on_in_the_next_epoch(steps, count):
         assert meta_numbers(range(epoch, count + 1)) == found[epoch * steps :]
 
 
+def test_a_meta_set_of_unknown_length_begins_anew_each_epoch():
+    epochs = range(1, 3)
+    noisy = pipeline.batches(*numbered(10), 2, epochs=epochs)
+    meta = pipeline.batches(*numbered(6, first=100), 2).filter(lambda *_: True)
+    pairs = pipeline.with_meta(noisy, meta, epochs)
+    assert [int(m[1][0]) for _, m in pairs.as_numpy_iterator()] == 2 * [100, 102, 104, 100, 102]
+
+
 def test_data_of_unknown_length_get_meta_batches_too():
     noisy = pipeline.batches(*numbered(10), 2).filter(lambda *_: True)
     meta = pipeline.batches(*numbered(4, first=100), 2)

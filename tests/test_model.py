@@ -466,6 +466,22 @@ def test_backup_and_restore_continues_in_the_right_phase(images, tmp_path, broke
     assert restored.meta_optimizer.iterations == unbroken.meta_optimizer.iterations == 15
 
 
+def test_evaluation_is_whole_where_the_steps_of_a_call_change(images):
+    """10 steps of warm-up are 2 a call, then 12 are 4, and then 6 are 3; Keras traces once."""
+    x, y = images(32, seed=3)
+    model = compiled(dense_net(), compile_options={"jit_compile": False, "steps_per_execution": 4})
+    for batch_size in (4, 8):
+        history = model.fit(
+            images(40), meta_data=images(16, seed=1), unlabeled_data=images(8, seed=2)[0],
+            batch_size=batch_size, epochs=3, validation_data=(x, y),
+            validation_batch_size=4, verbose=0,
+        ).history  # fmt: skip
+        whole = model.evaluate(x, y, batch_size=32, verbose=0, return_dict=True)
+        assert history["val_loss"][-1] == pytest.approx(whole["loss"], rel=1e-5)
+        assert history["val_accuracy"][-1] == pytest.approx(whole["accuracy"])
+        assert len(model.predict(x, batch_size=4, verbose=0)) == 32
+
+
 @pytest.mark.parametrize("broken_at", [1, 2, 3])
 def test_load_model_and_initial_epoch_continue_exactly(images, tmp_path, broken_at):
     """In warm-up, on the switch, and in phase 2; dropout and augmentation included."""
