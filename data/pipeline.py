@@ -113,12 +113,14 @@ def with_meta(noisy, meta, epochs=range(1)):
         tf.data.Dataset of (noisy batch, meta batch).
     """
     steps, count = steps_an_epoch(noisy, epochs), int(meta.cardinality())
-    endless = meta.repeat()
-    if steps and count > 0:
-        endless = endless.skip(epochs.start * steps % count)
-    elif steps:
+    if steps is None:
+        return tf.data.Dataset.zip(noisy, meta.repeat())
+    if count > 0:
+        endless = meta.repeat().skip(epochs.start * steps % count)
+    else:
         endless = tf.data.Dataset.range(len(epochs)).flat_map(lambda _: meta.repeat().take(steps))
-    return tf.data.Dataset.zip(noisy, endless)
+    pairs = tf.data.Dataset.zip(noisy, endless)
+    return pairs.apply(tf.data.experimental.assert_cardinality(steps * len(epochs)))
 
 
 def steps_an_epoch(dataset, epochs):

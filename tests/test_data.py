@@ -259,6 +259,7 @@ def test_a_meta_set_of_unknown_length_begins_anew_each_epoch():
     noisy = pipeline.batches(*numbered(10), 2, epochs=epochs)
     meta = pipeline.batches(*numbered(6, first=100), 2).filter(lambda *_: True)
     pairs = pipeline.with_meta(noisy, meta, epochs)
+    assert pipeline.steps_an_epoch(pairs, epochs) == 5
     assert [int(m[1][0]) for _, m in pairs.as_numpy_iterator()] == 2 * [100, 102, 104, 100, 102]
 
 
