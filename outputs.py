@@ -169,8 +169,8 @@ def save_checkpoint(directory, model, state, best=None):
         directory: the run's.
         model: MetaLabelNet; its weights, optimizers and random states are saved.
         state: JSON-serializable dict with "epoch", the number of epochs done, and "best_epoch".
-        best: list of arrays, the `values` of the model after the best epoch, to be saved for
-            themselves; None where the last checkpoint did.
+        best: list of arrays, the `values` of the model after the best epoch; None where that is
+            this epoch, or one whose weights are saved.
     """
     path = _checkpoint(directory, state["epoch"])
     path.parent.mkdir(exist_ok=True)
@@ -178,15 +178,16 @@ def save_checkpoint(directory, model, state, best=None):
         temporary.mkdir()
         model.save_weights(temporary / "model.weights.h5")
         write_json(temporary / "state.json", state)
-        if best is not None:
-            with atomic_write(best_weights(directory, state["best_epoch"])) as file:
-                if state["best_epoch"] == state["epoch"]:
-                    shutil.copyfile(temporary / "model.weights.h5", file)
-                else:
-                    now = values(model)
-                    _assign(model, best)
-                    model.save_weights(file)
-                    _assign(model, now)
+        best_path = best_weights(directory, state["best_epoch"])
+        if state["best_epoch"] == state["epoch"]:
+            with atomic_write(best_path) as file:
+                shutil.copyfile(temporary / "model.weights.h5", file)
+        elif best is not None:
+            now = values(model)
+            _assign(model, best)
+            with atomic_write(best_path) as file:
+                model.save_weights(file)
+            _assign(model, now)
     _remove_other_checkpoints(directory, state["epoch"], state["best_epoch"])
 
 
@@ -423,8 +424,9 @@ class RunRecorder(keras.callbacks.Callback):
                 )
         self.rows.append(row | dict.fromkeys(absent))
         best = self.best_epoch and self.rows[self.best_epoch - 1]["meta_accuracy"]
-        if best is None or row["meta_accuracy"] > best:
-            self.best_epoch, self._best = epoch + 1, values(self.model)
+        is_best = best is None or row["meta_accuracy"] > best
+        if is_best:
+            self.best_epoch = epoch + 1
         now = time.monotonic()
         took, self._since = now - self._since, now
         self.seconds += took
@@ -432,6 +434,8 @@ class RunRecorder(keras.callbacks.Callback):
         if is_last or now - self._saved > CHECKPOINT_SECONDS:
             save_checkpoint(self.directory, self.model, self._state(epoch), self._best)
             self._saved, self._best = now, None
+        elif is_best:
+            self._best = values(self.model)
         write_history(self.directory, self.rows)
         self._print(row, took)
 

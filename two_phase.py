@@ -23,9 +23,8 @@ FIT_ARGUMENTS = (  # of keras.Model.fit, passed on
 class TwoPhaseCallbacks(keras.callbacks.CallbackList):
     """A callback list that sees warm-up and phase 2, two `fit` loops, as one training.
 
-    It tells the model which epoch begins, stops at a loss that is not finite, and fills the
-    metrics that a phase does not have with NaN, so that every epoch logs the same columns
-    (the progress bar alone leaves them out).
+    It stops at a loss that is not finite, and fills the metrics that a phase does not have with
+    NaN, so that every epoch logs the same columns (the progress bar alone leaves them out).
 
     Args:
         callbacks: the user's callbacks, a list or None.
@@ -53,7 +52,7 @@ class TwoPhaseCallbacks(keras.callbacks.CallbackList):
         super().on_train_end(self._last_logs)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = self.model.current_epoch = epoch
+        self._epoch = epoch
         super().on_epoch_begin(epoch, logs)
 
     def _on_train_batch_end(self, batch, logs=None):
@@ -85,9 +84,8 @@ class TwoPhaseModel(keras.Model):
     warmup_epochs, seed, and `phase`, an integer variable that is 1 until its `begin_phase_2` sets
     it to 2. Its `train_step` runs a step of `phase_in_training` through `run_step`, and a step
     calls `update_metrics`. `phase_2_metrics` names the metrics that only phase 2 has,
-    `config_names` the constructor's arguments of plain types. `current_epoch` is the epoch that is
-    being trained, `image_dtype` the name of the training images' dtype, None before training, and
-    `loop_length` the number of steps in a program.
+    `config_names` the constructor's arguments of plain types. `image_dtype` is the name of the
+    training images' dtype, None before training, `loop_length` the number of steps in a program.
     """
 
     phase_2_metrics = ()
@@ -95,7 +93,6 @@ class TwoPhaseModel(keras.Model):
 
     def __init__(self, **kwargs):
         super().__init__(**({"dtype": keras.config.floatx()} | kwargs))
-        self.current_epoch = 0
         self.image_dtype = None
         self.phase_in_training = self.loop_length = 1
         self._held = (None, None)
@@ -261,8 +258,8 @@ class TwoPhaseModel(keras.Model):
         a_call = self._steps_a_call
         if steps:
             a_call = pipeline.largest_divisor(steps, a_call)
-        if steps and self._is_one_program() and pipeline.have_one_shape(dataset):
-            self.loop_length, a_call = a_call, 1
+            if self._is_one_program() and pipeline.have_one_shape(dataset):
+                self.loop_length, a_call = a_call, 1
         if self.loop_length > 1:
             dataset = dataset.batch(self.loop_length, drop_remainder=True).prefetch(1)
             steps //= self.loop_length
