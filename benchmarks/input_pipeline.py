@@ -94,7 +94,7 @@ def by_number(name, images, batch_size, timed):
 
 def main(argv):
     arguments = parse(argv)
-    figures = {"flags": vars(arguments), "cores": len(os.sched_getaffinity(0))}
+    figures = {"flags": vars(arguments) | {"json": None}, "cores": len(os.sched_getaffinity(0))}
     figures |= {"versions": outputs.versions()}
     with tempfile.TemporaryDirectory() as directory:
         make_photographs(pathlib.Path(directory), arguments.images)
