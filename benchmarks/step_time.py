@@ -201,7 +201,8 @@ def main(argv):
 
 def report(arguments, clock, epochs, of_a_phase, steps, counts):
     """Prints the table, and writes it as JSON."""
-    figures = {"flags": vars(arguments) | {"json": None}, "versions": outputs.versions(), "steps": steps}
+    figures = {"flags": vars(arguments) | {"json": None}, "steps": steps}
+    figures |= {"versions": outputs.versions()}
     figures |= dict(zip(("operations_an_image", "numbers_moved_an_image"), counts))
     print(f"{'':<28}{'ms a step':>10}{'range':>22}{'first epoch, s':>18}{'peak, GB':>12}")
     for number, phase in enumerate(PHASES):
