@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import differences
 import figures
 import grid
+import jpeg
 import table1
 
 
@@ -189,6 +190,19 @@ def test_differences_are_run_by_name():
     first = runs["feature_dependent-recipe-seed3"]
     assert first[1:3] == ["run", "recipe"] and "--noise_probs=p.npy" in first
     assert runs["uniform-batches_of_125_that_leave_no_image_over-seed3"][-1] == "--batch_size=125"
+
+
+def test_how_far_an_encoding_moves_pixels():
+    photographs = jpeg.shrunk_photographs(1)
+    assert photographs.shape == (10, 32, 32, 3) and photographs.dtype == np.uint8
+    assert photographs.std() > 40 and (jpeg.shrunk_photographs(1) == photographs).all()
+    flat = np.full((1, 32, 32, 3), 252, np.uint8)  # a whole number of each quality's steps
+    assert jpeg.distance(flat, flat - 3) == jpeg.distance(flat - 3, flat) == 3
+    rows = jpeg.table(flat, photographs).splitlines()[2:]
+    first, *further = ([cell.strip() for cell in row.split("|")[2:-1]] for row in rows)
+    assert first[0] == "" and first[1] == first[2]
+    assert all(row[0] == "0.0" for row in further)
+    assert all(float(first[1]) < float(row[2]) for row in further)
 
 
 def test_figures_vary_one_flag_over_the_papers_values():
