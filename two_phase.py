@@ -218,11 +218,13 @@ class TwoPhaseModel(keras.Model):
             self.num_classes, batch_size, seed=self.seed,
             warms_up=bool(warms_up), holds=self._is_one_program(),
         )
-        if kwargs.get("steps_per_epoch") and training_data.has_known_length:
-            raise ValueError(
-                "steps_per_epoch: is for a tf.data.Dataset without end, as an epoch of any other "
-                "begins with its first batch"
-            )
+        if kwargs.get("steps_per_epoch") is not None:
+            checks.integer("steps_per_epoch", kwargs["steps_per_epoch"], 1)
+            if training_data.has_known_length:
+                raise ValueError(
+                    "steps_per_epoch: is for a tf.data.Dataset without end, as an epoch of any "
+                    "other begins with its first batch"
+                )
         checks.image_dtype(training_data.image_dtype, self.image_dtype)
         self.image_dtype, self._held = training_data.image_dtype, training_data.held
 

@@ -43,8 +43,12 @@ def with_model(change):
     return apply
 
 
-def with_attribute(name, value):
-    return with_model(lambda model: setattr(model, name, value))
+def with_attributes(**values):
+    def change(model):
+        for name, value in values.items():
+            setattr(model, name, value)
+
+    return with_model(change)
 
 
 def change_recipes(**changes):
@@ -225,19 +229,21 @@ def with_mlp_head(*between):
 # name -> what makes the difference in the program, or the flags that do
 DIFFERENCES = {
     "recipe": [],
-    "meta batch leaves the running averages alone": with_attribute("meta_batch_norm", False),
-    "training batches in one order": with_attribute("seed", None),
+    "meta batch leaves the running averages alone": with_attributes(meta_batch_norm=False),
+    "training batches in one order": with_attributes(seed=None),
     "meta batches shuffled": shuffle_meta_batches,
     "meta batches augmented": augment_meta_batches,
     "batches of 125 that leave no image over": ["--batch_size=125"],
     "uniform noise drawn instead of counted": draw_uniform_noise,
     "Keras' initial weights": initialize_as_keras,
-    "label head starts from the last layer": with_attribute("label_head_init", "classifier"),
+    "label head starts from the last layer": with_attributes(label_head_init="classifier"),
     "1e-10 in the logarithms": add_1e_10,
     "λ drops an epoch earlier": lambda: change_recipes(learning_rate_drops=(40, 80)),
     "no weight decay on the label head": spare_the_label_head,
     "averaged weights": average_weights,
-    "sum over the classes": with_attribute("average_over_classes", False),
+    "sum over the classes": with_attributes(average_over_classes=False),
+    "sum over the classes with α = 0.1":
+        with_attributes(average_over_classes=False, inner_learning_rate=0.1),
     "α = 0.3": ["--inner_learning_rate=0.3"],
     "α = 3": ["--inner_learning_rate=3"],
     "momentum forgotten at the switch": forget_momentum,
@@ -297,7 +303,7 @@ def table(results):
 def parse(argv):
     def define(add):
         add("--noises", type=grid.numbers(str), default=list(grid.NOISES))
-        add("--differences", type=grid.numbers(str), default=list(DIFFERENCES))
+        add("--differences", type=grid.names(DIFFERENCES), default=list(DIFFERENCES))
 
     return grid.name_files(grid.parse(__doc__, argv, define, seeds=[0, 1]), "differences")
 

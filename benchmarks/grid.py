@@ -150,6 +150,20 @@ def numbers(kind):
     return lambda text: [kind(part) for part in text.split(",")]
 
 
+def names(allowed):
+    """For argparse: a list of some of these, with commas in between."""
+
+    def parse(text):
+        unknown = [name for name in text.split(",") if name not in allowed]
+        if unknown:
+            raise argparse.ArgumentTypeError(
+                f"expected some of {', '.join(allowed)}; received {', '.join(unknown)}"
+            )
+        return text.split(",")
+
+    return parse
+
+
 def parse(description, argv, define, seeds):
     """Parses the flags that all grids have; `define(add_argument)` adds those of this one."""
     parser = argparse.ArgumentParser(

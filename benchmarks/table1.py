@@ -86,7 +86,7 @@ def parse(argv):
     def define(add):
         add("--noises", type=grid.numbers(str), default=list(grid.NOISES))
         add("--ratios", type=grid.numbers(float), default=list(RATIOS))
-        add("--methods", type=grid.numbers(str), default=list(METHODS))
+        add("--methods", type=grid.names(METHODS), default=list(METHODS))
 
     return grid.name_files(grid.parse(__doc__, argv, define, seeds=[0, 1, 2, 3]), "table1")
 

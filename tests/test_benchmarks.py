@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -165,7 +166,7 @@ def test_every_difference_makes_a_difference(monkeypatch):
         end = tuple(trained.value.args[0])
         assert end not in found, f"{name} is the same as {found.get(end)}"
         found[end] = name
-    assert len(found) == 21
+    assert len(found) == 22
 
 
 def test_the_table_of_differences_takes_gains_by_seed():
@@ -184,12 +185,17 @@ def test_the_table_of_differences_takes_gains_by_seed():
     ]
 
 
-def test_differences_are_run_by_name():
+def test_differences_are_run_by_name(capsys):
     runs = differences.runs_of(differences.parse(["--noise_probs=p.npy", "--seeds=3"]))
     assert len(runs) == 2 * len(differences.DIFFERENCES)
     first = runs["feature_dependent-recipe-seed3"]
     assert first[1:3] == ["run", "recipe"] and "--noise_probs=p.npy" in first
     assert runs["uniform-batches_of_125_that_leave_no_image_over-seed3"][-1] == "--batch_size=125"
+    some = differences.parse(["--differences=α = 3,recipe"])
+    assert len(differences.runs_of(some)) == 8
+    with pytest.raises(SystemExit):
+        differences.parse(["--differences=recipe,α = 4"])
+    assert re.search("--differences: .*MLP head.*; received α = 4\n", capsys.readouterr().err)
 
 
 def test_how_far_an_encoding_moves_pixels():

@@ -697,6 +697,10 @@ BAD_DATA = {
         "meta_data: expected at least one batch, received an empty data set",
     ),
     "some steps of all": (lambda d: d | {"steps_per_epoch": 2}, "steps_per_epoch: is for"),
+    "fewer than no steps": (
+        lambda d: d | {"steps_per_epoch": -1},
+        "steps_per_epoch: expected an integer, at least 1, received -1",
+    ),
 }  # fmt: skip
 
 
