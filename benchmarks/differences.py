@@ -249,6 +249,7 @@ DIFFERENCES = {
     "momentum forgotten at the switch": forget_momentum,
     "features before batch norm and ReLU": take_features_before_batch_norm,
     "bfloat16": ["--mixed_precision"],
+    "180 epochs": ["--epochs=180"],
     "images re-encoded at JPEG quality 75 on shifted blocks":
         with_images(functools.partial(re_encode_shifted, 75)),
     "images re-encoded at JPEG quality 50": with_images(functools.partial(re_encode, 50)),
