@@ -39,6 +39,7 @@ def run(started, json_file, flags):
             epochs[-1]["validated"] = time.time()
             super().on_epoch_end(epoch, logs)
             epochs[-1] |= {"end": time.time(), "phase": self.rows[-1]["phase"]}
+            epochs[-1]["flags"] = self.flags
 
     outputs.RunRecorder = TimedRecorder
     status = mln_keras.main(["mln_keras.py", *flags])
@@ -57,7 +58,9 @@ def report(started, epochs, ended, json_file):
         "meta set": ("trained", "validated"),
         "recorder": ("validated", "end"),
     }
+    flags = epochs[-1]["flags"]
     figures = {
+        "flags": {n: flags[n] for n in flags if n not in outputs.NOT_PART_OF_A_RUN},
         "versions": outputs.versions(),
         "total": ended - started,
         "to the first steps": epochs[0]["first"] - started,

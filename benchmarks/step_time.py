@@ -6,9 +6,9 @@
 A network on made-up images, augmentation and input pipeline included: the paper's 8-layer CNN on
 images of CIFAR-10's size, or a network of keras.applications at its own size. The first epoch of
 each phase compiles and is not counted; of the others the median and the range are given, and the
-peak of a GPU's memory. With --files the images are JPEG files, and every other epoch repeats a
-batch that is in memory: the difference is what steps wait for their input. --profile lists the
-ten kernels that take most of a step on a GPU.
+peak of a GPU's memory. With --files the images are JPEG files, after as many epochs that repeat a
+batch in memory: the difference is what steps wait for their input, the first epoch that reads not
+counted. --profile lists the ten kernels that take most of a step on a GPU.
 """
 
 import argparse
@@ -149,11 +149,11 @@ def made_up(count, side):
     return images, rng.integers(0, 10, count, np.int32)
 
 
-def every_other_epoch(files, labels, batch_size, steps):
-    """Without end: `steps` batches read from the files, then as many that are in memory."""
-    read = pipeline.batches(files, labels, batch_size, seed=0)
-    held = tf.data.Dataset.from_tensors(next(iter(read))).repeat(steps)
-    return read.concatenate(held).repeat().prefetch(2)
+def held_then_read(files, labels, batch_size, steps, epochs):
+    """Without end: `epochs` epochs of a batch that is in memory, and the next ones read."""
+    read = pipeline.batches(files, labels, batch_size, epochs=range(epochs), seed=0)
+    held = tf.data.Dataset.from_tensors(next(iter(read))).repeat(steps * epochs)
+    return held.concatenate(read).repeat().prefetch(2)
 
 
 def main(argv):
@@ -163,7 +163,7 @@ def main(argv):
     if arguments.mixed_precision:
         keras.config.set_dtype_policy("mixed_bfloat16")
     keras.utils.set_random_seed(0)
-    epochs = 1 + arguments.epochs * (2 if arguments.files else 1)
+    epochs = (1 + arguments.epochs) * (2 if arguments.files else 1)
     classifier = build_classifier(arguments.network)
     side = classifier.input_shape[1]
     model = MetaLabelNet(
@@ -183,7 +183,9 @@ def main(argv):
             files, labels, _ = image_files.from_directory(directory, (side, side), resize)
             many = np.arange(arguments.files) % len(files)
             steps = arguments.files // arguments.batch_size
-            noisy = every_other_epoch(files[many], labels[many], arguments.batch_size, steps)
+            noisy = held_then_read(
+                files[many], labels[many], arguments.batch_size, steps, 1 + arguments.epochs
+            )
             meta = (files, labels)
         else:
             noisy = made_up(arguments.images, side)
@@ -211,7 +213,10 @@ def report(arguments, clock, epochs, of_a_phase, steps, counts):
         peak = max(clock.peaks[since : since + epochs], default=0) / 1e9
         kinds = {phase: counted}
         if arguments.files:
-            kinds = {phase: counted[::2], f"{phase}, from files": counted[1::2]}
+            kinds = {
+                phase: counted[: arguments.epochs],
+                f"{phase}, from files": counted[arguments.epochs + 1 :],
+            }
         for name, which in kinds.items():
             values = [1e3 * clock.seconds[i] / steps for i in which]
             median, low, high = statistics.median(values), min(values), max(values)
