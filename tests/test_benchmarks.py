@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import sys
+import types
 from pathlib import Path
 
 import keras
@@ -23,6 +24,7 @@ import differences
 import figures
 import grid
 import jpeg
+import step_time
 import table1
 
 
@@ -196,6 +198,29 @@ def test_differences_are_run_by_name(capsys):
     with pytest.raises(SystemExit):
         differences.parse(["--differences=recipe,α = 4"])
     assert re.search("--differences: .*MLP head.*; received α = 4\n", capsys.readouterr().err)
+
+
+def test_a_step_waits_for_its_input_as_long_as_reading_takes_longer(tmp_path, capsys):
+    """Epochs that compile, and that begin to read, do not count."""
+    arguments = step_time.parse(["--files=8", "--epochs=2", f"--json={tmp_path / 'f.json'}"])
+    seconds = [90, 3, 5, 80, 8, 8] + [95, 10, 10, 85, 16, 16]
+    clock = types.SimpleNamespace(seconds=seconds, peaks=[], kernels={})
+    step_time.report(arguments, clock, epochs=6, of_a_phase=6, steps=2, counts=(1, 1))
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert [found[f"cross-entropy{of}"]["median_ms"] for of in ("", ", from files")] == [2000, 4000]
+    assert found["cross-entropy"]["first_s"] == 90 and found["phase 2"]["first_s"] == 95
+    assert found["cross-entropy, input wait"] == 0.5
+    assert found["phase 2, input wait"] == pytest.approx(0.375)
+    assert found["ratio"] == 2.5 and found["flags"]["json"] is None
+    assert "phase 2 waits for its input: 37.5% of a step\n" in capsys.readouterr().out
+
+
+def test_a_held_batch_comes_until_files_are_read():
+    images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
+    stream = step_time.held_then_read(images, np.arange(6), 2, steps=3, epochs=2)
+    held, read = np.split(np.stack([labels for _, labels in stream.take(12)]), 2)
+    assert (held == held[0]).all()
+    assert [sorted(epoch.ravel()) for epoch in np.split(read, 2)] == 2 * [[0, 1, 2, 3, 4, 5]]
 
 
 def test_how_far_an_encoding_moves_pixels():
