@@ -151,7 +151,10 @@ SWEEPS = {
     "figure7": Sweep(
         "unlabeled_size", "unlabeled samples", (0, 9000, 18000, 27000, 36000, 45000)
     ),
-    "section_v_b": Sweep("meta_learning_rate", "β", (1e-1, 1e-2, 1e-3, 1e-4), ratios=(0.4,)),
+    "section_v_b": Sweep(
+        "meta_learning_rate", "β", (1e-1, 1e-2, 1e-3, 1e-4),
+        grid.NOISES, (0.4,),
+    ),
 }  # fmt: skip
 
 

@@ -238,7 +238,7 @@ def test_how_far_an_encoding_moves_pixels():
 
 def test_figures_vary_one_flag_over_the_papers_values():
     probs = "--noise_probs=p.npy"
-    names = {"figure5": 20, "figure6": 12, "figure7": 24, "section_v_b": 4}
+    names = {"figure5": 20, "figure6": 12, "figure7": 24, "section_v_b": 8}
     for figure, count in names.items():
         runs = figures.runs_of(figures.SWEEPS[figure], figures.parse([figure, probs, "--", "-x"]))
         assert len(runs) == count
