@@ -85,7 +85,7 @@ def _train_one(directory, command, gpus):
     finally:
         gpus.put(gpu)
     end = "finished" if status == 0 else f"exit status {status}, see {log}"
-    print(f"{directory.name}: {end}", flush=True)
+    print(f"{directory.name}: {end}\n", end="", flush=True)  # whole, as other threads print too
     return status == 0
 
 
