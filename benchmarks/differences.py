@@ -226,6 +226,11 @@ def with_mlp_head(*between):
     return with_model(change)
 
 
+ENCODINGS = {
+    "JPEG quality 75 on shifted blocks": functools.partial(re_encode_shifted, 75),
+    "JPEG quality 50": functools.partial(re_encode, 50),
+    "JPEG quality 25": functools.partial(re_encode, 25),
+}
 # name -> what makes the difference in the program, or the flags that do
 DIFFERENCES = {
     "recipe": [],
@@ -250,10 +255,7 @@ DIFFERENCES = {
     "features before batch norm and ReLU": take_features_before_batch_norm,
     "bfloat16": ["--mixed_precision"],
     "180 epochs": ["--epochs=180"],
-    "images re-encoded at JPEG quality 75 on shifted blocks":
-        with_images(functools.partial(re_encode_shifted, 75)),
-    "images re-encoded at JPEG quality 50": with_images(functools.partial(re_encode, 50)),
-    "images re-encoded at JPEG quality 25": with_images(functools.partial(re_encode, 25)),
+    **{f"images re-encoded at {name}": with_images(encode) for name, encode in ENCODINGS.items()},
     "colour averaged over 4×4 pixels": with_images(blur_colour),
     "MLP head": with_mlp_head(),
     "MLP head with batch norm": with_mlp_head(keras.layers.BatchNormalization),

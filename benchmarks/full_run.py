@@ -38,8 +38,8 @@ def run(started, json_file, flags):
         def on_epoch_end(self, epoch, logs=None):
             epochs[-1]["validated"] = time.time()
             super().on_epoch_end(epoch, logs)
-            epochs[-1] |= {"end": time.time(), "phase": self.rows[-1]["phase"]}
-            epochs[-1]["flags"] = self.flags
+            phase = self.rows[-1]["phase"]
+            epochs[-1] |= {"end": time.time(), "phase": phase, "flags": self.flags}
 
     outputs.RunRecorder = TimedRecorder
     status = mln_keras.main(["mln_keras.py", *flags])

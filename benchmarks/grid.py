@@ -154,12 +154,13 @@ def names(allowed):
     """For argparse: a list of some of these, with commas in between."""
 
     def parse(text):
-        unknown = [name for name in text.split(",") if name not in allowed]
+        found = text.split(",")
+        unknown = [name for name in found if name not in allowed]
         if unknown:
             raise argparse.ArgumentTypeError(
                 f"expected some of {', '.join(allowed)}; received {', '.join(unknown)}"
             )
-        return text.split(",")
+        return found
 
     return parse
 

@@ -17,12 +17,6 @@ import tensorflow as tf
 
 import data
 
-FURTHER = {
-    "quality 75 on shifted blocks": lambda images: differences.re_encode_shifted(75, images),
-    "quality 50": lambda images: differences.re_encode(50, images),
-    "quality 25": lambda images: differences.re_encode(25, images),
-}
-
 
 def shrunk_photographs(number):
     """Squares of the photographs, uint8 (10·number, 32, 32, 3)."""
@@ -52,9 +46,9 @@ def table(cifar10, photographs):
     lines = [
         "| encoding | CIFAR-10, from before | photographs, from before | from the original |",
         "| --- | --- | --- | --- |",
-        f"| quality 75, the first |  | {first:.1f} | {first:.1f} |",
+        f"| JPEG quality 75, the first |  | {first:.1f} | {first:.1f} |",
     ]
-    for name, encode in FURTHER.items():
+    for name, encode in differences.ENCODINGS.items():
         further = encode(encoded)
         columns = (
             distance(encode(cifar10), cifar10),
