@@ -384,7 +384,9 @@ def test_kernels_are_deterministic_on_a_cpu_without_xla(
 
     monkeypatch.setattr(mln_keras, "run", run)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
-    assert main(*SHORT, *flags, "--output_dir", tmp_path) == 0
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(*SHORT, *flags, "--output_dir", tmp_path / "run") == 0
     assert found == [expected]
 
 
@@ -398,10 +400,16 @@ def test_xla_flags_that_were_given_come_last(unbroken, tmp_path, monkeypatch, gi
 
     monkeypatch.setattr(mln_keras, "run", run)
     monkeypatch.setenv("XLA_FLAGS", given)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a cache"))
     for number, jit_compile in enumerate(["--nojit_compile", "--jit_compile", "--jit_compile"]):
         assert main(*SHORT, jit_compile, "--output_dir", tmp_path / str(number)) == 0
-    with_ours = f"--xla_gpu_graph_min_graph_size=1 {given}"
-    assert found == [given, with_ours, with_ours]
+    kept = tmp_path / "a cache" / "mln_keras" / f"xla-tensorflow-{tf.__version__}"
+    with_ours = (
+        "--xla_gpu_graph_min_graph_size=1 "
+        f'--xla_gpu_experimental_autotuner_cache_dir="{kept}" '
+        f'--xla_gpu_per_fusion_autotune_cache_dir="{kept}" {given}'
+    )
+    assert found == [given, with_ours, with_ours] and kept.is_dir()
 
 
 def test_without_noise_the_ratio_is_0():
