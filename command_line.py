@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-from pathlib import Path
 
 import tensorflow as tf
 from absl import flags
@@ -16,20 +15,20 @@ METHODS = ("metalabelnet", "cross_entropy")
 def configure_xla():
     """Has XLA keep which kernels it found fastest, and put however few into a CUDA graph.
 
-    XLA times kernels whenever it compiles. Kept in the user's cache directory, a file each for an
+    XLA times kernels whenever it compiles. Kept under $KERAS_HOME (~/.keras), a file each for an
     operation on a GPU with a cuDNN, the choice costs later runs nothing, and rounds as before: so a
     seed gives the same result to the last bit.
 
     For before TensorFlow first compiles; what the environment's XLA_FLAGS say comes last and wins.
     """
     ours, given = ["--xla_gpu_graph_min_graph_size=1"], os.environ.get("XLA_FLAGS", "")
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or none to write to
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        directory = cache / "mln_keras" / f"xla-tensorflow-{tf.__version__}"
-        directory.mkdir(parents=True, exist_ok=True)
-        if os.access(directory, os.W_OK):
-            ours += [f'--xla_gpu_{kind}_cache_dir="{directory}"'
-                     for kind in ("experimental_autotuner", "per_fusion_autotune")]  # fmt: skip
+    home = corruption.keras_home()
+    kept = os.path.join(home, "mln_keras_kernels", f"tensorflow-{tf.__version__}")
+    with contextlib.suppress(OSError):
+        os.makedirs(kept, exist_ok=True)
+    if os.access(kept, os.W_OK):
+        ours += [f'--xla_gpu_{kind}_cache_dir="{kept}"'
+                 for kind in ("experimental_autotuner", "per_fusion_autotune")]  # fmt: skip
     os.environ["XLA_FLAGS"] = " ".join([flag for flag in ours if flag not in given] + [given])
 
 

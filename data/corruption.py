@@ -41,8 +41,7 @@ def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None
         if probabilities_file is not None:
             probabilities = teacher.load_probabilities(probabilities_file, source)
         else:
-            home = os.environ.get("KERAS_HOME", os.path.join(os.path.expanduser("~"), ".keras"))
-            cache = os.path.join(home, "mln_keras_teachers")
+            cache = os.path.join(keras_home(), "mln_keras_teachers")
             probabilities = teacher.teacher_probabilities(source, build_teacher, cache, seed)
         return noise.feature_dependent(labels, ratio, probabilities, seed)
     if source.name != "cifar10":
@@ -54,3 +53,8 @@ def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None
         )
     found = cifar10.human_labels(data_dir, HUMAN_LABELS_BY_RATIO[ratio])
     return checks.labels("human labels", found, len(labels), num_classes)
+
+
+def keras_home():
+    """Where Keras and what is built on it keep files between runs: $KERAS_HOME, or ~/.keras."""
+    return os.environ.get("KERAS_HOME", os.path.join(os.path.expanduser("~"), ".keras"))

@@ -385,7 +385,7 @@ def test_kernels_are_deterministic_on_a_cpu_without_xla(
     monkeypatch.setattr(mln_keras, "run", run)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     assert main(*SHORT, *flags, "--output_dir", tmp_path / "run") == 0
     assert found == [expected]
 
@@ -400,16 +400,24 @@ def test_xla_flags_that_were_given_come_last(unbroken, tmp_path, monkeypatch, gi
 
     monkeypatch.setattr(mln_keras, "run", run)
     monkeypatch.setenv("XLA_FLAGS", given)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a cache"))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "a home"))
     for number, jit_compile in enumerate(["--nojit_compile", "--jit_compile", "--jit_compile"]):
         assert main(*SHORT, jit_compile, "--output_dir", tmp_path / str(number)) == 0
-    kept = tmp_path / "a cache" / "mln_keras" / f"xla-tensorflow-{tf.__version__}"
+    kept = tmp_path / "a home" / "mln_keras_kernels" / f"tensorflow-{tf.__version__}"
     with_ours = (
         "--xla_gpu_graph_min_graph_size=1 "
         f'--xla_gpu_experimental_autotuner_cache_dir="{kept}" '
         f'--xla_gpu_per_fusion_autotune_cache_dir="{kept}" {given}'
     )
     assert found == [given, with_ours, with_ours] and kept.is_dir()
+
+
+def test_kernels_are_not_kept_where_nothing_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "a file"))
+    monkeypatch.setenv("XLA_FLAGS", "")
+    mln_keras.configure_xla()
+    assert os.environ["XLA_FLAGS"].split() == ["--xla_gpu_graph_min_graph_size=1"]
 
 
 def test_without_noise_the_ratio_is_0():
