@@ -10,6 +10,7 @@ benchmarks/table1.py runs its grid. `DIFFERENCES` says what each one changes.
 import dataclasses
 import functools
 import itertools
+import math
 import re
 import sys
 
@@ -25,6 +26,7 @@ import data.noise
 import layers
 import mln_keras
 from data import pipeline
+from layers.label_head import linear_initializers
 
 
 def with_model(change):
@@ -101,6 +103,16 @@ def initialize_as_keras(model):
             layer.kernel.assign(keras.initializers.GlorotUniform()(layer.kernel.shape))
             if layer.use_bias:
                 layer.bias.assign(ops.zeros_like(layer.bias))
+
+
+@with_model
+def initialize_as_pytorch(model):
+    """As a layer of the authors' framework does by itself: uniform in ±1/√(inputs of a sum)."""
+    for layer in model.classifier.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            shape = layer.kernel.shape
+            initialize = linear_initializers(math.prod(shape[:-1]))["kernel_initializer"]
+            layer.kernel.assign(initialize(shape))
 
 
 @with_model
@@ -241,6 +253,7 @@ DIFFERENCES = {
     "batches of 125 that leave no image over": ["--batch_size=125"],
     "uniform noise drawn instead of counted": draw_uniform_noise,
     "Keras' initial weights": initialize_as_keras,
+    "PyTorch's initial weights": initialize_as_pytorch,
     "label head starts from the last layer": with_attributes(label_head_init="classifier"),
     "1e-10 in the logarithms": add_1e_10,
     "λ drops an epoch earlier": lambda: change_recipes(learning_rate_drops=(40, 80)),

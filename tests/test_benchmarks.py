@@ -168,7 +168,7 @@ def test_every_difference_makes_a_difference(monkeypatch):
         end = tuple(trained.value.args[0])
         assert end not in found, f"{name} is the same as {found.get(end)}"
         found[end] = name
-    assert len(found) == 22
+    assert len(found) == 23
 
 
 def test_the_table_of_differences_takes_gains_by_seed():
