@@ -33,7 +33,7 @@ import data.source
 import layers
 import outputs
 from command_line import METHODS, configure_xla, parse_settings
-from data import checks
+from data import checks, pipeline
 from two_phase import TwoPhaseModel
 
 # ---------------------------------------------------------------------------------------------
@@ -409,13 +409,8 @@ def run(settings, recipe, splits):
     state, weights = outputs.load_checkpoint(directory)
     if state is not None:
         model.load_weights(weights)
-    meta, test = (
-        tf.data.Dataset.from_tensor_slices(arrays).batch(EVALUATION_BATCH).cache()
-        for arrays in (
-            (splits.meta_images, splits.meta_labels),
-            (splits.test_images, splits.test_labels),
-        )
-    )
+    meta = pipeline.in_one_call(splits.meta_images, splits.meta_labels, EVALUATION_BATCH)
+    test = pipeline.in_one_call(splits.test_images, splits.test_labels, EVALUATION_BATCH)
     recorder = outputs.RunRecorder(directory, settings, test, state)
     print(f"{settings['method']} on {outputs.versions()['device']}: {directory}, from epoch "
           f"{len(recorder.rows) + 1} to {recipe.epochs}", flush=True)

@@ -290,15 +290,14 @@ class TwoPhaseModel(keras.Model):
 
     def run_step(self, step, batch):
         """Runs a training step, a loop of them where the batch has a leading axis of steps."""
-        if self.loop_length == 1:
+
+        def step_on(batch):
             step(*self._batches(batch))
+
+        if self.loop_length == 1:
+            step_on(batch)
         else:
-
-            def step_number(i):
-                step(*self._batches(tf.nest.map_structure(lambda tensors: tensors[i], batch)))
-                return i + 1
-
-            tf.while_loop(lambda i: i < self.loop_length, step_number, [0])
+            _loop(step_on, batch, self.loop_length)
         return self._results(phase_2=self.phase_in_training == 2)
 
     def _batches(self, batch):
@@ -310,9 +309,12 @@ class TwoPhaseModel(keras.Model):
         ]
 
     def update_metrics(self, loss, labels, logits):
-        """Updates the loss and the compiled metrics; unlabeled samples (-1) weigh nothing."""
+        """Updates the loss, a scalar or (N,), and the compiled metrics.
+
+        Unlabeled samples (-1) weigh nothing, but in a scalar loss.
+        """
         is_labeled = ops.cast(labels >= 0, keras.config.floatx())
-        self._loss_tracker.update_state(loss)
+        self._loss_tracker.update_state(loss, sample_weight=is_labeled if ops.ndim(loss) else None)
         self.compute_metrics(None, labels, ops.softmax(logits), sample_weight=is_labeled)
 
     def _results(self, phase_2=False):
@@ -320,10 +322,20 @@ class TwoPhaseModel(keras.Model):
         return {n: results[n] for n in results if phase_2 or n not in self.phase_2_metrics}
 
     def test_step(self, batch):
-        images, labels = batch
-        checks.image_dtype(images.dtype, self.image_dtype)
-        logits = self.logits(images, training=False)
-        self.update_metrics(layers.cross_entropy(labels, logits), labels, logits)
+        """Measures a batch, a pair, or all that `data.pipeline.in_one_call` makes an element of."""
+
+        def measure(batch):
+            images, labels = batch
+            checks.image_dtype(images.dtype, self.image_dtype)
+            logits = self.logits(images, training=False)
+            losses = layers.cross_entropy(ops.maximum(labels, 0), logits)
+            self.update_metrics(losses, labels, logits)
+
+        if len(batch) == 1:
+            ((images, labels),) = batch
+            _loop(measure, (images, labels), images.shape[0])
+        else:
+            measure(batch)
         return self._results()
 
     def export(self, filepath):
@@ -390,3 +402,11 @@ class TwoPhaseModel(keras.Model):
         super().load_own_variables({n: store[n] for n in store.keys() if n not in random_states})
 
 
+def _loop(step, batches, length):
+    """Runs a step on each of the batches, which come with a leading axis of this length."""
+
+    def step_number(i):
+        step(tf.nest.map_structure(lambda tensors: tensors[i], batches))
+        return i + 1
+
+    tf.while_loop(lambda i: i < length, step_number, [0])

@@ -10,7 +10,6 @@ benchmarks/table1.py runs its grid. `DIFFERENCES` says what each one changes.
 import dataclasses
 import functools
 import itertools
-import math
 import re
 import sys
 
@@ -26,7 +25,6 @@ import data.noise
 import layers
 import mln_keras
 from data import pipeline
-from layers.label_head import linear_initializers
 
 
 def with_model(change):
@@ -96,23 +94,18 @@ def forget_momentum(model):
     model.begin_phase_2 = begin_and_forget
 
 
-@with_model
-def initialize_as_keras(model):
-    for layer in model.classifier.layers:
-        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
-            layer.kernel.assign(keras.initializers.GlorotUniform()(layer.kernel.shape))
-            if layer.use_bias:
-                layer.bias.assign(ops.zeros_like(layer.bias))
+def with_initial_kernels(kinds, change):
+    """A difference in the kernels of all layers of these kinds; biases then start from 0."""
 
+    @with_model
+    def apply(model):
+        for layer in model.classifier.layers:
+            if isinstance(layer, kinds):
+                layer.kernel.assign(change(layer.kernel))
+                if layer.use_bias:
+                    layer.bias.assign(ops.zeros_like(layer.bias))
 
-@with_model
-def initialize_as_pytorch(model):
-    """As a layer of the authors' framework does by itself: uniform in ±1/√(inputs of a sum)."""
-    for layer in model.classifier.layers:
-        if isinstance(layer, keras.layers.Conv2D):
-            shape = layer.kernel.shape
-            initialize = linear_initializers(math.prod(shape[:-1]))["kernel_initializer"]
-            layer.kernel.assign(initialize(shape))
+    return apply
 
 
 @with_model
@@ -252,8 +245,19 @@ DIFFERENCES = {
     "meta batches augmented": augment_meta_batches,
     "batches of 125 that leave no image over": ["--batch_size=125"],
     "uniform noise drawn instead of counted": draw_uniform_noise,
-    "Keras' initial weights": initialize_as_keras,
-    "PyTorch's initial weights": initialize_as_pytorch,
+    "initial weights of the authors' program": with_initial_kernels(
+        keras.layers.Conv2D,
+        lambda kernel: keras.initializers.VarianceScaling(
+            2.0, mode="fan_out", distribution="untruncated_normal"
+        )(kernel.shape),
+    ),
+    "Keras' initial weights": with_initial_kernels(
+        keras.layers.Conv2D | keras.layers.Dense,
+        lambda kernel: keras.initializers.GlorotUniform()(kernel.shape),
+    ),
+    "initial weights of the convolutions halved": with_initial_kernels(
+        keras.layers.Conv2D, lambda kernel: kernel / 2
+    ),
     "label head starts from the last layer": with_attributes(label_head_init="classifier"),
     "1e-10 in the logarithms": add_1e_10,
     "λ drops an epoch earlier": lambda: change_recipes(learning_rate_drops=(40, 80)),

@@ -1,6 +1,7 @@
 """Batches as `tf.data.Dataset`s whose order is a function of seed and epoch."""
 
 import functools
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -126,6 +127,25 @@ def with_meta(noisy, meta, epochs=range(1)):
 def steps_an_epoch(dataset, epochs):
     """How many of a data set's batches are an epoch; None where their number is unknown."""
     return max(int(dataset.cardinality()), 0) // len(epochs) or None
+
+
+def in_one_call(images, labels, batch_size):
+    """A data set of a single element, which `TwoPhaseModel.evaluate` measures in one call.
+
+    Args:
+        images: array (N, H, W, channels).
+        labels: integer array (N,).
+        batch_size: at most how many images are computed at once.
+
+    Returns:
+        tf.data.Dataset of one element, ((images, labels),): all images (B, n, H, W, channels) as B
+        batches of n, and their labels (B, n), -1 for images, less than B, that come a second time
+        to fill the last batch.
+    """
+    count = math.ceil(len(labels) / batch_size)
+    rows = np.arange(count * math.ceil(len(labels) / count)).reshape(count, -1)
+    labels_or_none = np.where(rows < len(labels), labels[rows % len(labels)], -1)
+    return tf.data.Dataset.from_tensors(((images[rows % len(labels)], labels_or_none),))
 
 
 def largest_divisor(number, at_most):

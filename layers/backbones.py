@@ -19,12 +19,10 @@ def _batch_norm_relu(x):
 
 
 def _convolution(x, filters):
-    he_normal_fan_out = keras.initializers.VarianceScaling(
-        2.0, mode="fan_out", distribution="untruncated_normal"
-    )
     x = AlignedConv2D(
-        filters, 3, padding="same", use_bias=False, kernel_initializer=he_normal_fan_out
-    )(x)
+        filters, 3, padding="same", use_bias=False,
+        kernel_initializer=linear_initializers(9 * x.shape[-1])["kernel_initializer"],
+    )(x)  # fmt: skip
     return _batch_norm_relu(x)
 
 
@@ -49,7 +47,8 @@ def cnn8(num_classes=10, input_shape=(32, 32, 3)):
 
     Each 3×3 convolution and the first fully connected layer are followed by batch normalization
     (running averages kept at 0.9, ε 1e-5) and ReLU, and has no bias, which batch normalization
-    would take away again. He-normal fan-out for the convolutions.
+    would take away again. Kernels start as the authors' framework starts them by default,
+    uniform in ±1/√inputs.
 
     Args:
         num_classes: number of classes C.

@@ -4,13 +4,13 @@ import keras
 
 
 def linear_initializers(num_inputs):
-    """The default initialization of a linear layer in the authors' framework.
+    """The default initialization of linear layers and convolutions in the authors' framework.
 
     Args:
-        num_inputs: number of input features F.
+        num_inputs: number of inputs F that a unit has; k·k·channels for a k×k convolution.
 
     Returns:
-        Keyword arguments for `keras.layers.Dense`: kernel and bias are uniform in ±1/√F.
+        Keyword arguments for a Keras layer: kernel and bias are uniform in ±1/√F.
     """
     limit = num_inputs**-0.5
     return {

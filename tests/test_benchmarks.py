@@ -119,7 +119,8 @@ def test_what_is_quoted_is_rebuilt_from_the_results(tmp_path):
     root = Path(__file__).resolve().parents[1]
     runs = grid.read(root / "results" / "table1.jsonl")
     for file, table in (
-        ("table1", table1.table), ("float32", table1.table), ("differences", differences.table)
+        ("table1", table1.table), ("float32", table1.table), ("differences", differences.table),
+        ("differences-he_normal", differences.table),
     ):  # fmt: skip
         results = grid.read(root / "results" / f"{file}.jsonl")
         assert table(results) in (root / "REPRODUCE.md").read_text(), file
@@ -168,7 +169,7 @@ def test_every_difference_makes_a_difference(monkeypatch):
         end = tuple(trained.value.args[0])
         assert end not in found, f"{name} is the same as {found.get(end)}"
         found[end] = name
-    assert len(found) == 23
+    assert len(found) == 24
 
 
 def test_the_table_of_differences_takes_gains_by_seed():

@@ -159,10 +159,10 @@ def test_cnn8_is_the_paper_s():
         for i, o in [(3, 64), (64, 64), (64, 128), (128, 128), (128, 196), (196, 196)]
     ) + (4 * 4 * 196 * 256 + 2 * 256) + (256 * 10 + 10)  # fmt: skip
     assert sum(np.prod(w.shape) for w in net.trainable_weights) == expected
-    fan_out = 9 * 128
-    kernel = convolutions[3].weights[0].numpy()
-    assert kernel.std() == pytest.approx((2 / fan_out) ** 0.5, rel=0.02)
-    assert abs(kernel).max() > 3 * kernel.std()  # normal, not truncated
+    for kernel in (layer.kernel.numpy() for layer in convolutions + dense):
+        limit = np.prod(kernel.shape[:-1]) ** -0.5  # uniform: ±1/√inputs, as PyTorch does
+        assert kernel.std() == pytest.approx(limit / 3**0.5, rel=0.03)
+        assert 0.99 * limit < abs(kernel).max() <= limit
 
 
 def test_cnn8_normalizes_by_itself():
