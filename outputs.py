@@ -384,7 +384,7 @@ class RunRecorder(keras.callbacks.Callback):
     Args:
         directory: the run's.
         flags: dict, saved with the checkpoint.
-        test_data: tf.data.Dataset of (images, labels) batches.
+        test_data: the test set, as `evaluate` takes it.
         state: a checkpoint's, to continue from; None for a new run.
     """
 

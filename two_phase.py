@@ -309,12 +309,13 @@ class TwoPhaseModel(keras.Model):
         ]
 
     def update_metrics(self, loss, labels, logits):
-        """Updates the loss, a scalar or (N,), and the compiled metrics.
+        """Updates the loss and the compiled metrics.
 
-        Unlabeled samples (-1) weigh nothing, but in a scalar loss.
+        Samples labeled -1 weigh nothing in metrics and in a loss (N,); a scalar is taken as it is.
         """
         is_labeled = ops.cast(labels >= 0, keras.config.floatx())
         self._loss_tracker.update_state(loss, sample_weight=is_labeled if ops.ndim(loss) else None)
+        labels = ops.maximum(labels, 0)
         self.compute_metrics(None, labels, ops.softmax(logits), sample_weight=is_labeled)
 
     def _results(self, phase_2=False):
@@ -322,7 +323,7 @@ class TwoPhaseModel(keras.Model):
         return {n: results[n] for n in results if phase_2 or n not in self.phase_2_metrics}
 
     def test_step(self, batch):
-        """Measures a batch, a pair, or all that `data.pipeline.in_one_call` makes an element of."""
+        """Measures a batch, or the batches ((images, labels),) of `pipeline.in_one_call`."""
 
         def measure(batch):
             images, labels = batch
@@ -332,8 +333,8 @@ class TwoPhaseModel(keras.Model):
             self.update_metrics(losses, labels, logits)
 
         if len(batch) == 1:
-            ((images, labels),) = batch
-            _loop(measure, (images, labels), images.shape[0])
+            (stacked,) = batch
+            _loop(measure, stacked, tf.shape(stacked[0])[0])
         else:
             measure(batch)
         return self._results()
@@ -407,6 +408,6 @@ def _loop(step, batches, length):
 
     def step_number(i):
         step(tf.nest.map_structure(lambda tensors: tensors[i], batches))
-        return i + 1
+        return (i + 1,)
 
     tf.while_loop(lambda i: i < length, step_number, [0])

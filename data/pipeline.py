@@ -130,11 +130,11 @@ def steps_an_epoch(dataset, epochs):
 
 
 def in_one_call(images, labels, batch_size):
-    """A data set of a single element, which `TwoPhaseModel.evaluate` measures in one call.
+    """A data set of one element, which `TwoPhaseModel.evaluate` measures in one call on one device.
 
     Args:
         images: array (N, H, W, channels).
-        labels: integer array (N,).
+        labels: integer array (N,), N at least 1.
         batch_size: at most how many images are computed at once.
 
     Returns:
@@ -142,6 +142,7 @@ def in_one_call(images, labels, batch_size):
         batches of n, and their labels (B, n), -1 for images, less than B, that come a second time
         to fill the last batch.
     """
+    labels = np.asarray(labels, np.int32)
     count = math.ceil(len(labels) / batch_size)
     rows = np.arange(count * math.ceil(len(labels) / count)).reshape(count, -1)
     labels_or_none = np.where(rows < len(labels), labels[rows % len(labels)], -1)

@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 from layers.convolution import AlignedConv2D
-from layers.label_head import linear_initializers
+from layers.label_head import uniform_initializers
 from layers.pooling import WindowMaxPooling2D
 
 
@@ -21,13 +21,13 @@ def _batch_norm_relu(x):
 def _convolution(x, filters):
     x = AlignedConv2D(
         filters, 3, padding="same", use_bias=False,
-        kernel_initializer=linear_initializers(9 * x.shape[-1])["kernel_initializer"],
+        kernel_initializer=uniform_initializers(9 * x.shape[-1])["kernel_initializer"],
     )(x)  # fmt: skip
     return _batch_norm_relu(x)
 
 
 def _fully_connected(x, units, use_bias=True):
-    return layers.Dense(units, use_bias=use_bias, **linear_initializers(x.shape[-1]))(x)
+    return layers.Dense(units, use_bias=use_bias, **uniform_initializers(x.shape[-1]))(x)
 
 
 def _convolutional_network(input_shape, blocks, hidden_units, num_classes, name):

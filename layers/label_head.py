@@ -3,7 +3,7 @@
 import keras
 
 
-def linear_initializers(num_inputs):
+def uniform_initializers(num_inputs):
     """The default initialization of linear layers and convolutions in the authors' framework.
 
     Args:
@@ -37,7 +37,7 @@ class LabelHead(keras.layers.Dense):
 
     def __init__(self, num_classes, num_features, **kwargs):
         kwargs.setdefault("dtype", keras.config.floatx())
-        super().__init__(num_classes, **linear_initializers(num_features), **kwargs)
+        super().__init__(num_classes, **uniform_initializers(num_features), **kwargs)
         self.num_features = num_features
         self.build((None, num_features))
 

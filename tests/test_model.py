@@ -483,20 +483,31 @@ def test_evaluation_is_whole_where_the_steps_of_a_call_change(images):
         assert len(model.predict(x, batch_size=4, verbose=0)) == 32
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_evaluation_in_one_call_is_evaluation(images, jit_compile):
-    """11 images are 3 batches of 4, and one image comes twice; one more has no label."""
+@pytest.mark.parametrize("how", ["jit_compile", "run_eagerly", None])
+def test_evaluation_in_one_call_is_evaluation(images, how):
+    """11 images are 3 batches of 4, and one image comes twice."""
     x, y = images(11, seed=3)
-    model = compiled(dense_net(), compile_options={"jit_compile": jit_compile})
+    model = compiled(
+        dense_net(),
+        compile_options={
+            "metrics": ["accuracy", keras.metrics.SparseCategoricalCrossentropy()],
+            "jit_compile": how == "jit_compile",
+            "run_eagerly": how == "run_eagerly",
+        },
+    )
     model.fit(images(40), meta_data=images(16, seed=1), batch_size=8, epochs=3, verbose=0)
-    whole = model.evaluate(x, y, batch_size=11, verbose=0, return_dict=True)
-    batches = pipeline.in_one_call(x, y, 4)
-    ((all_images, all_labels),) = batches.get_single_element()
-    assert all_images.shape == (3, 4, *x.shape[1:]) and (all_labels.numpy() == -1).sum() == 1
-    assert model.evaluate(batches, verbose=0, return_dict=True) == pytest.approx(whole, rel=1e-5)
-    unlabeled = np.append(x, x[:1] * 0, axis=0), np.append(y, -1)
-    again = model.evaluate(*unlabeled, batch_size=12, verbose=0, return_dict=True)
-    assert again == pytest.approx(whole, rel=1e-5)
+
+    def expected(count):
+        whole = model.evaluate(x[:count], y[:count], batch_size=count, verbose=0, return_dict=True)
+        return pytest.approx(whole, rel=1e-5)
+
+    for count, batches, fill in ((11, 3, 1), (4, 1, 0), (8, 2, 0), (1, 1, 0)):
+        data = pipeline.in_one_call(x[:count], y[:count].astype("uint8"), 4)
+        ((_, labels),) = data.get_single_element()
+        assert len(labels) == batches and (labels.numpy() == -1).sum() == fill
+        assert model.evaluate(data, verbose=0, return_dict=True) == expected(count)
+    unlabeled = np.append(x, x[:1], axis=0), np.append(y, -1)
+    assert model.evaluate(*unlabeled, batch_size=12, verbose=0, return_dict=True) == expected(11)
 
 
 @pytest.mark.parametrize("broken_at", [1, 2, 3])
