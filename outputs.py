@@ -15,6 +15,7 @@ import h5py
 import keras
 import numpy as np
 
+VERSION = "0.2"  # of this program: another one wherever the same flags give other numbers
 CHECKPOINT_SECONDS = 10
 COLORS = {"metalabelnet": "tab:blue", "cross_entropy": "tab:orange"}
 # Where a run lies and how it is continued changes nothing about what it computes.
@@ -281,7 +282,7 @@ def versions():
     gpus = tf.config.list_physical_devices("GPU")
     device = tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else "CPU"
     packages = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
-    found = {"python": platform.python_version(), "device": device}
+    found = {"mln_keras": VERSION, "python": platform.python_version(), "device": device}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)

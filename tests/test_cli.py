@@ -159,6 +159,7 @@ def test_result_agrees_with_the_history(unbroken):
     assert result["noise_ratio_actual"] == splits_of(*RUN).noise_ratio != 0
     assert result["seconds"] > 0.1
     assert list(result["flags"]) == FLAGS and result["flags"]["unlabeled_size"] == UNLABELED
+    assert result["versions"]["mln_keras"] == outputs.VERSION
     assert result["versions"]["tensorflow"] == tf.__version__
     assert result["versions"]["keras"] == keras.__version__
 
