@@ -144,9 +144,10 @@ def in_one_call(images, labels, batch_size):
     """
     labels = np.asarray(labels, np.int32)
     count = math.ceil(len(labels) / batch_size)
-    rows = np.arange(count * math.ceil(len(labels) / count)).reshape(count, -1)
-    labels_or_none = np.where(rows < len(labels), labels[rows % len(labels)], -1)
-    return tf.data.Dataset.from_tensors(((images[rows % len(labels)], labels_or_none),))
+    places = np.arange(count * math.ceil(len(labels) / count)).reshape(count, -1)
+    rows = places % len(labels)
+    labels_or_none = np.where(places < len(labels), labels[rows], -1)
+    return tf.data.Dataset.from_tensors(((images[rows], labels_or_none),))
 
 
 def largest_divisor(number, at_most):

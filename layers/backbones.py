@@ -19,10 +19,8 @@ def _batch_norm_relu(x):
 
 
 def _convolution(x, filters):
-    x = AlignedConv2D(
-        filters, 3, padding="same", use_bias=False,
-        kernel_initializer=uniform_initializers(9 * x.shape[-1])["kernel_initializer"],
-    )(x)  # fmt: skip
+    initializers = uniform_initializers(9 * x.shape[-1])
+    x = AlignedConv2D(filters, 3, padding="same", use_bias=False, **initializers)(x)
     return _batch_norm_relu(x)
 
 
