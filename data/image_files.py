@@ -77,7 +77,7 @@ class ImageFiles:
         content = tf.io.read_file(path)
         image = tf.io.decode_image(content, channels=3, expand_animations=False)
         for before, after in zip(self.resize, self.size, strict=True):
-            image = tf.transpose(_resize_rows(image, before, after), (1, 0, 2))
+            image = _swap_axes(_resize_rows(image, before, after))
         return tf.cast(tf.round(tf.ensure_shape(image, (*self.size, 3))), tf.uint8)
 
     def find_damaged(self):
@@ -94,15 +94,23 @@ class ImageFiles:
 def _resize_rows(image, before, after):
     """Resizes (height, width, 3) to `before` rows and takes the middle `after`; float32.
 
-    To TensorFlow a row is one pixel with all its colours as channels: this is how it sums fast.
+    To TensorFlow the image is one line, whose pixels are rows with all their colours as channels:
+    this is how it sums fast, and in the thread that asks. It would share out several lines among
+    threads, which then wait for each other, as all of them decode.
     """
     height, width, _ = tf.unstack(tf.shape(image))
     rows = tf.raw_ops.ScaleAndTranslate(
-        images=tf.reshape(image, (1, height, 1, 3 * width)), size=(after, 1),
-        scale=tf.stack([before / tf.cast(height, tf.float32), 1.0]),
-        translation=(-float((before - after) // 2), 0.0), kernel_type="triangle", antialias=True,
+        images=tf.reshape(image, (1, 1, height, 3 * width)), size=(1, after),
+        scale=tf.stack([1.0, before / tf.cast(height, tf.float32)]),
+        translation=(0.0, -float((before - after) // 2)), kernel_type="triangle", antialias=True,
     )  # fmt: skip
     return tf.reshape(rows, (after, width, 3))
+
+
+def _swap_axes(image):
+    """(height, width, 3) to (width, height, 3), as `tf.transpose`, but in the thread that asks."""
+    height, width, _ = tf.unstack(tf.shape(image))
+    return tf.reshape(tf.batch_to_space(image, [height], [[0, 0]]), (width, height, 3))
 
 
 def from_directory(directory, size, resize=None):
