@@ -170,7 +170,7 @@ def save_checkpoint(directory, model, state, best=None):
         directory: the run's.
         model: MetaLabelNet; its weights, optimizers and random states are saved.
         state: JSON-serializable dict with "epoch", the number of epochs done, and "best_epoch".
-        best: list of arrays, the `values` of the model after the best epoch; None where that is
+        best: the `values` of the model after the best epoch; None where that is
             this epoch, or one whose weights are saved.
     """
     path = _checkpoint(directory, state["epoch"])
@@ -193,13 +193,13 @@ def save_checkpoint(directory, model, state, best=None):
 
 
 def values(model):
-    """A copy of what `save_weights` saves of a MetaLabelNet, as a list of NumPy arrays."""
-    return [np.array(variable) for variable in _variables(model)]
+    """A copy of what `save_weights` saves of a MetaLabelNet, a list of tensors on its device."""
+    return [keras.ops.copy(variable) for variable in _variables(model)]
 
 
-def _assign(model, arrays):
-    for variable, array in zip(_variables(model), arrays, strict=True):
-        variable.assign(array)
+def _assign(model, tensors):
+    for variable, tensor in zip(_variables(model), tensors, strict=True):
+        variable.assign(tensor)
 
 
 def _variables(model):
