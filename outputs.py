@@ -64,9 +64,10 @@ def find_run(directory, flags, resume):
         The finished run's result (dict) where the directory holds just this run, else None.
 
     Raises:
-        ValueError: where the directory cannot be written, or holds another run or no run.
+        ValueError: where the directory cannot be written, or holds another run or no run, or one
+            that another version of this program began.
     """
-    result, held = _read_run(pathlib.Path(directory))
+    result, held, version = _read_run(pathlib.Path(directory))
     if held is None:
         _check_writable(pathlib.Path(directory))
         check_holds_only(directory, _is_leftover)
@@ -87,23 +88,28 @@ def find_run(directory, flags, resume):
                 f"--output_dir: {directory} holds an unfinished run with these flags; add --resume "
                 f"to continue it, or name another directory"
             )
+        if version != VERSION:
+            raise ValueError(
+                f"--resume: {directory} holds a run that version {version} of this program began, "
+                f"and this is version {VERSION}; name another directory"
+            )
         _check_writable(pathlib.Path(directory))
     return result
 
 
 def _read_run(directory):
-    """(result, flags) of the run in a directory; None for what it does not have."""
+    """(result, flags, version) of the run in a directory; None for what it does not have."""
     path = directory / "result.json"
     try:
         if path.exists():
             result = json.loads(path.read_text())
-            return result, dict(result["flags"])
+            return result, dict(result["flags"]), None
         state, weights = load_checkpoint(directory)
         if state is None:
-            return None, None
+            return None, None, None
         for file in (weights, best_weights(directory, state["best_epoch"])):
             h5py.File(file).close()
-        return None, dict(state["flags"])
+        return None, dict(state["flags"]), state.get("version", "0.1")
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
@@ -447,6 +453,7 @@ class RunRecorder(keras.callbacks.Callback):
             "seconds": self.seconds,
             "rows": self.rows,
             "flags": self.flags,
+            "version": VERSION,
         }
 
     def _print(self, row, took):

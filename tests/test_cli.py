@@ -955,6 +955,18 @@ def test_an_unfinished_run_without_resume_is_refused(refused, held):
     assert str(held) in line and "--resume" in line and "unfinished" in line
 
 
+@pytest.mark.parametrize("held", ["unfinished"], indirect=True)
+def test_a_run_that_another_version_began_is_not_continued(refused, held):
+    (path,) = held.glob("checkpoint/*/state.json")
+    state = json.loads(path.read_text())
+    for version in ("0.0", None):
+        state["version"] = version
+        path.write_text(json.dumps({name: value for name, value in state.items() if value}))
+        line = refused(*RUN, "--resume", output_dir=held)
+        assert f"version {version or '0.1'} of this program began" in line
+        assert f"this is version {outputs.VERSION};" in line and str(held) in line
+
+
 FOREIGN = {
     "a photo": {"cat.jpg": "x"},
     "a result of something else": {"result.json": '{"accuracy": 1}'},
