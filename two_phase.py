@@ -118,7 +118,8 @@ class TwoPhaseModel(keras.Model):
             steps_per_execution: at most how many steps run in one call; where the number of an
                 epoch's batches is known, the largest divisor of it up to that. With `jit_compile`,
                 and where batches have one shape, they are one XLA program: the fastest way on a
-                GPU, but a slow one on a CPU. The batches of two calls are in memory at a time.
+                GPU, but a slow one on a CPU. The batches of two calls are in memory at a time. With
+                `tf.distribute` it is 1, as Keras fails with more.
 
         Raises:
             ValueError: where one optimizer is given twice.
@@ -128,6 +129,9 @@ class TwoPhaseModel(keras.Model):
                 "meta_optimizer: expected another optimizer than `optimizer`, received the same; "
                 "each keeps the state of its own weights"
             )
+        with self.distribute_strategy.scope():
+            if tf.distribute.has_strategy():
+                steps_per_execution = 1
         super().compile(
             optimizer=optimizer,
             weighted_metrics=list(metrics or ()),

@@ -380,7 +380,8 @@ for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["
             layers.Dense(16, activation="tanh"), layers.Dense(4),
         ])
         model = MetaLabelNet(net, 1, weight_decay=0.1)
-        model.compile(keras.optimizers.SGD(0.05, momentum=0.9), jit_compile=False)
+        sgd = keras.optimizers.SGD(0.05, momentum=0.9)
+        model.compile(sgd, jit_compile=False, steps_per_execution=5)
     model.fit((x, y), meta_data=(x[:16], y[:16]), batch_size=8, epochs=3, verbose=0)
     ends.append([w.numpy() for w in net.trainable_variables + model.label_head.weights])
 for a, b in zip(*ends, strict=True):
