@@ -48,14 +48,14 @@ class MetaLabelNet(TwoPhaseModel):
     Args:
         classifier: Keras model, images to logits (N, C), built. A subclassed model needs
             `feature_extractor`. Images reach it as float32, so uint8 ones in 0..255: begin it
-            with a `keras.layers.Rescaling`.
+            with a `keras.layers.Rescaling`. Its max-pooling layers are made to compute in float32.
         warmup_epochs: epochs of phase 1, cross-entropy on the labeled samples; phase 2 begins
             with the epoch of this (0-based) number.
         augmentation: layer applied to the training images, never to the meta images.
         feature_extractor: name of what gives the features (Eq. 3): a layer of a functional model,
             or the attribute (layer or method) of a subclassed one that maps images to features.
             None finds the input of the last layer with weights.
-        inner_learning_rate: α, the step of Eq. 5.
+        inner_learning_rate: α, the step of Eq. 5, which the paper writes without a rate: 1.
         average_over_classes: divide Eq. 6, 11 and 12 by C, as the authors ran it; False is the
             sum over the classes that the paper writes.
         entropy_weight: factor of the entropy loss in Eq. 13.
@@ -124,7 +124,7 @@ class MetaLabelNet(TwoPhaseModel):
         self._features, num_features = layers.find_features(
             classifier, feature_extractor, self.image_shape
         )
-        self.label_head = layers.LabelHead(self.num_classes, num_features, name="label_head")
+        self.label_head = self.build_label_head(num_features)
         self._last_layer = layers.last_dense(classifier)
         shapes = [w.shape for w in getattr(self._last_layer, "weights", [])]
         if label_head_init == "classifier" and shapes != [w.shape for w in self.label_head.weights]:
@@ -148,6 +148,13 @@ class MetaLabelNet(TwoPhaseModel):
         self.soft_label_entropy = keras.metrics.Mean("soft_label_entropy")
         self.soft_label_agreement = keras.metrics.Mean("soft_label_agreement")
         self.built = True
+
+    def build_label_head(self, num_features):
+        """m_φ, a built layer: features float32 (N, F) to the logits of soft labels, float32 (N, C).
+
+        Another label head is a subclass's.
+        """
+        return layers.LabelHead(self.num_classes, num_features, name="label_head")
 
     def call(self, images, training=False):
         """Class probabilities, float32 (N, C), of images (N, H, W, channels)."""
@@ -208,7 +215,7 @@ class MetaLabelNet(TwoPhaseModel):
                 logits = self.logits(x, training=True)
                 regularization = self._regularization()
                 soft_label_logits = self.label_head(v, training=True)  # Eq. 4
-                loss_c = self._classification_loss(logits, soft_label_logits)  # Eq. 6
+                loss_c = self.classification_loss(logits, soft_label_logits)  # Eq. 6
             gradients = _mean_over_replicas(_gradient(tape, loss_c, θ))
             θ_hat = [w - α * g for w, g in zip(θ, gradients)]  # Eq. 5
             meta_logits = self._logits_at(θ_hat, x_meta)
@@ -217,7 +224,7 @@ class MetaLabelNet(TwoPhaseModel):
 
         soft_label_logits = tf.stop_gradient(self.label_head(v, training=True))
         with tape:  # records on: f(x) is the forward pass of above
-            loss_c = self._classification_loss(logits, soft_label_logits)  # Eq. 11
+            loss_c = self.classification_loss(logits, soft_label_logits)  # Eq. 11
             loss_e = self._mean(layers.entropy(logits))  # Eq. 12
             loss = loss_c + self.entropy_weight * loss_e
             objective = loss + regularization
@@ -241,7 +248,8 @@ class MetaLabelNet(TwoPhaseModel):
                 state.assign(new)
         return logits
 
-    def _classification_loss(self, logits, soft_label_logits):
+    def classification_loss(self, logits, soft_label_logits):
+        """L_c of Eq. 6 and 11, a float32 scalar, of logits float32 (N, C) both."""
         return self._mean(layers.kl_divergence(logits, soft_label_logits))  # Eq. 7, 8
 
     def _mean(self, losses):
@@ -274,6 +282,7 @@ class MetaLabelNet(TwoPhaseModel):
         Raises:
             ValueError: before phase 2 has begun, and for images of another shape or dtype.
         """
+        checks.integer("batch_size", batch_size, 1)
         if self.phase == 1:
             raise ValueError("soft_labels: the label head learns in phase 2, which has not begun")
         checks.images("images", images, self.image_shape, self.image_dtype)
@@ -301,7 +310,17 @@ def _mean_over_replicas(gradients):
 class Recipe:
     """What a data set is trained with (Section IV-B); the flags of the same names replace it.
 
-    `learning_rate` is divided by 10 at each of the epochs (0-based) in `learning_rate_drops`.
+    Attributes:
+        build_classifier: function without arguments, returns a Keras model from uint8 images in
+            0..255 to logits (N, C).
+        build_augmentation: function without arguments, returns a layer for uint8 images.
+        noise: one of `data.corruption.NAMES`.
+        noise_ratio: share of wrong labels, in [0, 1].
+        meta_size, batch_size: samples.
+        epochs: of both phases, the first `warmup_epochs` of them phase 1.
+        learning_rate: λ; divided by 10 at each of the epochs (0-based) in `learning_rate_drops`.
+        meta_learning_rate, inner_learning_rate: β and α.
+        unlabeled_size: training samples that lose their label.
     """
 
     build_classifier: Callable
@@ -438,8 +457,12 @@ def run(settings, recipe, splits):
     )
 
 
-def demonstrate(settings):
-    """The two runs of the demonstration: settings with method and directory of each."""
+def demonstration_runs(settings):
+    """The settings of the demonstration's two runs, in two folders of --output_dir.
+
+    Raises:
+        ValueError: where that holds anything but an earlier demonstration.
+    """
     parent = settings["output_dir"]
     own = ()
     if os.path.isdir(os.path.join(parent, METHODS[0])):
@@ -469,7 +492,7 @@ def execute(argv, claims):
         if settings is None:
             return 0
         is_demonstration = settings["method"] is None
-        runs = demonstrate(settings) if is_demonstration else [settings]
+        runs = demonstration_runs(settings) if is_demonstration else [settings]
 
         def find_runs():
             return [outputs.find_run(r["output_dir"], r, r["resume"]) for r in runs]
@@ -478,7 +501,7 @@ def execute(argv, claims):
         if None in finished:
             if settings["jit_compile"]:
                 configure_xla()
-            # On a GPU such kernels take 4 times as long, and Keras refuses them with XLA.
+            # On a GPU deterministic kernels are slow, and Keras refuses them with XLA.
             if not settings["jit_compile"] and not tf.config.list_physical_devices("GPU"):
                 tf.config.experimental.enable_op_determinism()
             with warnings.catch_warnings(record=True) as caught:
@@ -490,7 +513,7 @@ def execute(argv, claims):
                 claims.enter_context(outputs.claim_directory(one["output_dir"]))
             finished = find_runs()  # another process may have been there
     except ValueError as error:
-        name = re.split("[ :]", str(error))[0]
+        name = re.split("[ :]", str(error))[0]  # of the flag, where the error is about one
         print(f"mln_keras.py: {'--' if name in settings else ''}{error}", file=sys.stderr)
         return 2
     results = []

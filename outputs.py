@@ -61,11 +61,12 @@ def find_run(directory, flags, resume):
         resume: whether to continue a run that is there.
 
     Returns:
-        The finished run's result (dict) where the directory holds just this run, else None.
+        The finished run's result (dict) where the directory holds just this run, made by this
+        version of the program, else None.
 
     Raises:
         ValueError: where the directory cannot be written, or holds another run or no run, or one
-            that another version of this program began.
+            of another version of this program.
     """
     result, held, version = _read_run(pathlib.Path(directory))
     if held is None:
@@ -82,16 +83,16 @@ def find_run(directory, flags, resume):
             f"--output_dir: {directory} holds another run ({'; '.join(differing)}); name another "
             f"directory, or give that run's flags"
         )
+    if version != VERSION:
+        raise ValueError(
+            f"--output_dir: {directory} holds a run of version {version} of this program, and this "
+            f"is version {VERSION}; name another directory"
+        )
     if result is None:
         if not resume:
             raise ValueError(
                 f"--output_dir: {directory} holds an unfinished run with these flags; add --resume "
                 f"to continue it, or name another directory"
-            )
-        if version != VERSION:
-            raise ValueError(
-                f"--resume: {directory} holds a run that version {version} of this program began, "
-                f"and this is version {VERSION}; name another directory"
             )
         _check_writable(pathlib.Path(directory))
     return result
@@ -103,7 +104,7 @@ def _read_run(directory):
     try:
         if path.exists():
             result = json.loads(path.read_text())
-            return result, dict(result["flags"]), None
+            return result, dict(result["flags"]), result["versions"].get("mln_keras", "0.1")
         state, weights = load_checkpoint(directory)
         if state is None:
             return None, None, None

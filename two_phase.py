@@ -172,6 +172,8 @@ class TwoPhaseModel(keras.Model):
     ):
         """Trains both phases; epochs from `warmup_epochs` on are phase 2.
 
+        A model in phase 2 stays there: epochs before `warmup_epochs` are then left out.
+
         Args:
             x: the noisy data: images with `y` their labels, a pair (images, labels), or a
                 tf.data.Dataset of (images, labels) batches. Images (N, H, W, channels), an array
@@ -212,10 +214,11 @@ class TwoPhaseModel(keras.Model):
                 f"meta_data: needed from epoch {warmup_end} on, where phase 2 begins; "
                 f"received None with epochs={epochs}"
             )
-        if meta_data is not None and epochs <= self.warmup_epochs:
+        if epochs <= self.warmup_epochs and (meta_data is not None or self.phase == 2):
+            reason = "so phase 2 would never begin; leave meta_data out to warm up only"
             raise ValueError(
                 f"epochs: expected more than warmup_epochs={self.warmup_epochs}, received "
-                f"{epochs}, so phase 2 would never begin; leave meta_data out to warm up only"
+                f"{epochs}, {'as this model is in phase 2' if self.phase == 2 else reason}"
             )
         training_data = pipeline.TrainingData(
             x if y is None else (x, y), meta_data, unlabeled_data, self.image_shape,
@@ -391,8 +394,9 @@ class TwoPhaseModel(keras.Model):
     def _random_states(self):
         """Seeds of dropout and augmentation: training state that Keras does not save by itself."""
         weights = set(map(id, self.weights))
-        augmentation = getattr(self.augmentation, "variables", [])
-        states = [v for v in self.classifier.variables + augmentation if id(v) not in weights]
+        variables = self.classifier.variables + getattr(self.augmentation, "variables", [])
+        variables += self.label_head.variables
+        states = [v for v in variables if id(v) not in weights]
         return {f"random_state_{i}": state for i, state in enumerate(states)}
 
     def save_own_variables(self, store):

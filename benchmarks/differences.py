@@ -216,19 +216,18 @@ def blur_colour(images):
 def with_mlp_head(*between):
     """Section V-C: a hidden layer of as many units as there are features, and what follows it."""
 
-    def change(model):
-        features, classes = model.label_head.num_features, model.num_classes
-        model.label_head = keras.Sequential(
-            [keras.Input((features,)), keras.layers.Dense(features)]
+    def build_label_head(self, num_features):
+        return keras.Sequential(
+            [keras.Input((num_features,)), keras.layers.Dense(num_features)]
             + [layer() for layer in between]
-            + [keras.layers.ReLU(), layers.LabelHead(classes, features)]
+            + [keras.layers.ReLU(), layers.LabelHead(self.num_classes, num_features)],
+            name="label_head",
         )
-        model.meta_optimizer = type(model.meta_optimizer).from_config(
-            model.meta_optimizer.get_config()
-        )
-        model.meta_optimizer.build(model.label_head.trainable_variables)
 
-    return with_model(change)
+    def apply():
+        mln_keras.MetaLabelNet.build_label_head = build_label_head
+
+    return apply
 
 
 ENCODINGS = {

@@ -73,6 +73,10 @@ def run_figure4(argv):
         class Measuring(recorder):
             before = None
 
+            def on_train_begin(self, logs=None):
+                if self.model.phase == 2:  # a run that goes on
+                    self.before = self.model.soft_labels(splits.train_images)
+
             def on_epoch_end(self, epoch, logs=None):
                 super().on_epoch_end(epoch, logs)
                 if self.rows[-1]["phase"] == 2:
@@ -115,8 +119,9 @@ def figure4(arguments):
         for name in runs:
             if name not in failed:
                 with open(arguments.output_dir / name / CHANGES, newline="") as file:
-                    rows += [(name, epoch, f"{float(m):.6f}", f"{float(v):.6f}")
-                             for epoch, m, v in csv.reader(file)]  # fmt: skip
+                    by_epoch = {row[0]: row for row in csv.reader(file)}  # the last, where repeated
+                rows += [(name, epoch, f"{float(m):.6f}", f"{float(v):.6f}")
+                         for epoch, m, v in by_epoch.values()]  # fmt: skip
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name in dict.fromkeys(row[0] for row in rows):

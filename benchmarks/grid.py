@@ -1,7 +1,8 @@
 """Many runs of the command line: several at a time, each in a process and directory of its own.
 
-A run that is finished is not repeated, one that was interrupted goes on, and one that fails leaves
-its log and lets the others go on.
+A run that is finished is not repeated (the command line sees that itself, and refuses a directory
+with a run of other flags), one that was interrupted goes on, and one that fails leaves its log and
+lets the others go on.
 """
 
 import argparse
@@ -68,8 +69,6 @@ def train(runs, directory, jobs, on_end=lambda: None):
 
 
 def _train_one(directory, command, gpus):
-    if (directory / "result.json").exists():
-        return True
     log = directory.parent / f"{directory.name}.log"
     gpu = gpus.get()
     cache = f'--tf_xla_persistent_cache_directory="{directory.parent / "xla_cache"}"'

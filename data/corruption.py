@@ -19,8 +19,9 @@ def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None
         seed: non-negative integer.
         data_dir: TensorFlow Datasets directory, for "human".
         probabilities_file: .npy for "feature_dependent"; None trains a teacher, whose
-            probabilities are cached under $KERAS_HOME (~/.keras).
-        build_teacher: function without arguments that returns a classifier for that teacher.
+            probabilities are cached in $KERAS_HOME (~/.keras), in mln_keras_teachers.
+        build_teacher: function without arguments that returns a classifier for that teacher; one
+            of another name has another cache.
 
     Returns:
         int32 (N,).
@@ -35,13 +36,16 @@ def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None
     if name == "uniform":
         return noise.uniform(labels, ratio, num_classes, seed)
     if name == "class_dependent":
+        if not source.flips:
+            raise ValueError(f"noise: {source.name} has no class-dependent one (flips is empty)")
         transition = noise.transition_matrix(source.flips, ratio, num_classes)
         return noise.class_dependent(labels, transition, seed)
     if name == "feature_dependent":
         if probabilities_file is not None:
             probabilities = teacher.load_probabilities(probabilities_file, source)
         else:
-            cache = os.path.join(keras_home(), "mln_keras_teachers")
+            network = getattr(build_teacher, "__name__", "other")
+            cache = os.path.join(keras_home(), "mln_keras_teachers", network)
             probabilities = teacher.teacher_probabilities(source, build_teacher, cache, seed)
         return noise.feature_dependent(labels, ratio, probabilities, seed)
     if source.name != "cifar10":

@@ -1,7 +1,8 @@
 """Label noise as pure functions of their arguments: clean labels in, noisy labels out.
 
 Every count is exact, not drawn: a share r of n samples means int(n * r) of them. Which samples are
-hit is drawn from `numpy.random.default_rng(seed)`. The models are those of Section IV-A.
+hit is drawn from `numpy.random.default_rng(seed)`. `uniform` and `feature_dependent` are those of
+Section IV-A; `class_dependent` is what the field uses besides, the paper does not.
 """
 
 import numpy as np

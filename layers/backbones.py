@@ -44,7 +44,7 @@ def cnn8(num_classes=10, input_shape=(32, 32, 3)):
     """The paper's 8-layer CNN: 64-64-pool-128-128-pool-196-196-pool-256-C.
 
     Each 3×3 convolution and the first fully connected layer are followed by batch normalization
-    (running averages kept at 0.9, ε 1e-5) and ReLU, and has no bias, which batch normalization
+    (running averages kept at 0.9, ε 1e-5) and ReLU, and have no bias, which batch normalization
     would take away again. Kernels start as the authors' framework starts them by default,
     uniform in ±1/√inputs.
 

@@ -59,8 +59,9 @@ def test_a_grid_goes_on_after_a_failure_and_repeats_nothing(arguments, tmp_path,
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert table1.main(arguments) == 1
+    assert table1.main([*arguments, "--learning_rate=0.1"]) == 1
+    assert "uniform-0.2-metalabelnet-seed1: exit status 2" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == before
-    capsys.readouterr()
     assert table1.main([*arguments, "--table_only"][-1:] + arguments[:-4]) == 0
     assert capsys.readouterr().out == results.with_suffix(".md").read_text()
 
@@ -273,6 +274,7 @@ def test_a_sweep_is_drawn_from_its_results(tmp_path):
 
 
 def test_figure_4_measures_the_change_of_the_soft_labels(tmp_path, monkeypatch):
+    """Also where a run was interrupted between its two epochs of phase 2."""
     kept = []
     for epochs in (2, 3):
         for module, name in ((mln_keras, "run"), (outputs, "RunRecorder")):
@@ -290,3 +292,22 @@ def test_figure_4_measures_the_change_of_the_soft_labels(tmp_path, monkeypatch):
     assert epoch == "3" and change.mean() > 0.001
     assert float(mean) == pytest.approx(change.mean(), rel=1e-4)
     assert float(variance) == pytest.approx(change.var(), rel=1e-4)
+
+    monkeypatch.setattr(outputs, "CHECKPOINT_SECONDS", 0)
+    flags = [*flags[:-1], f"--output_dir={tmp_path / 'interrupted'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(mln_keras, "run", mln_keras.run)
+        patch.setattr(outputs, "RunRecorder", InterruptedInEpoch3)
+        assert figures.main(["run_figure4", *flags]) == 130
+    monkeypatch.setattr(mln_keras, "run", mln_keras.run)
+    monkeypatch.setattr(outputs, "RunRecorder", outputs.RunRecorder)
+    assert figures.main(["run_figure4", *flags, "--resume"]) == 0
+    assert (tmp_path / "interrupted" / figures.CHANGES).read_text() == (
+        tmp_path / "3" / figures.CHANGES
+    ).read_text()
+
+
+class InterruptedInEpoch3(outputs.RunRecorder):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt

@@ -663,7 +663,7 @@ KILLS = {
     "in phase 2": (3, lambda: at_step(4, 5)),
     "between writing and renaming": (3, lambda: at_renaming("epoch-0004")),
     "before the history is written and older checkpoints are removed": (
-        6, 
+        6,
         lambda: at_renaming("epoch-0006", do=complete),
     ),
     "before the last file is in place": (6, lambda: at_renaming("saved_model")),
@@ -955,16 +955,19 @@ def test_an_unfinished_run_without_resume_is_refused(refused, held):
     assert str(held) in line and "--resume" in line and "unfinished" in line
 
 
-@pytest.mark.parametrize("held", ["unfinished"], indirect=True)
-def test_a_run_that_another_version_began_is_not_continued(refused, held):
-    (path,) = held.glob("checkpoint/*/state.json")
-    state = json.loads(path.read_text())
-    for version in ("0.0", None):
-        state["version"] = version
-        path.write_text(json.dumps({name: value for name, value in state.items() if value}))
-        line = refused(*RUN, "--resume", output_dir=held)
-        assert f"version {version or '0.1'} of this program began" in line
-        assert f"this is version {outputs.VERSION};" in line and str(held) in line
+@pytest.mark.parametrize("held", ["unfinished", "finished"], indirect=True)
+@pytest.mark.parametrize("version", ["0.0", None])
+def test_a_run_of_another_version_is_refused(refused, held, version):
+    state, result = next(held.glob("checkpoint/*/state.json")), held / "result.json"
+    for path, name in ((state, "version"), (result, "mln_keras")):
+        if path.exists():
+            content = json.loads(path.read_text())
+            del (where := content.get("versions", content))[name]
+            where |= {name: version} if version else {}
+            path.write_text(json.dumps(content))
+    line = refused(*RUN, "--resume", output_dir=held)
+    assert f"holds a run of version {version or '0.1'} of this program" in line
+    assert f"this is version {outputs.VERSION};" in line and str(held) in line
 
 
 FOREIGN = {

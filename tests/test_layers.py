@@ -44,7 +44,7 @@ def test_label_head_is_one_linear_layer_in_float32():
 
 
 def test_augmentation_is_a_crop_of_a_flip_of_the_padded_image():
-    """Each output must be one of the 2·2·9·9 possible ones, and all kinds must come up."""
+    """Each output must be one of the 2·2·5·5 possible ones, and all kinds must come up."""
     rng = np.random.default_rng(0)
     image = rng.integers(1, 256, (6, 6, 3)).astype(np.uint8)
     possible = {}
@@ -66,11 +66,8 @@ def test_augmentation_is_a_crop_of_a_flip_of_the_padded_image():
     assert abs(np.corrcoef(found.T) - np.eye(4)).max() < 0.2
 
 
-@pytest.mark.parametrize(
-    ("options", "allowed"),
-    [((1, False, False), {(0, 0)}), ((0, True, False), {(0, 0), (0, 1)})],
-)
-def test_augmentation_options(options, allowed):
+@pytest.mark.parametrize("options", [(1, False, False), (0, True, False)])
+def test_augmentation_options(options):
     image = np.arange(1, 17, dtype=np.float32).reshape(4, 4, 1)
     out = layers.RandomFlipCrop(*options, seed=0)(np.repeat(image[None], 64, 0), training=True)
     if options[0] == 0:

@@ -45,8 +45,8 @@ def conv_net(extra=()):
     )
 
 
-def compiled(classifier, warmup_epochs=1, compile_options=None, **options):
-    model = MetaLabelNet(classifier, warmup_epochs, **options)
+def compiled(classifier, warmup_epochs=1, compile_options=None, model=MetaLabelNet, **options):
+    model = model(classifier, warmup_epochs, **options)
     model.compile(
         keras.optimizers.SGD(0.05, momentum=0.9),
         keras.optimizers.Adam(0.01),
@@ -145,6 +145,8 @@ def test_the_extractor_is_the_warmed_up_classifier_and_stays(images):
     model.fit(
         (x, y), meta_data=images(16, seed=1), initial_epoch=1, epochs=4, batch_size=8, verbose=0
     )
+    with pytest.raises(ValueError, match="warmup_epochs=1, received 1, as this model is in phase"):
+        model.fit((x, y), epochs=1, batch_size=8, verbose=0)
     assert_same(values(model.frozen_weights), warmed_up)
     assert any((a != b).any() for a, b in zip(values(model.classifier.weights), warmed_up))
     head = keras.ops.softmax(model.label_head(features)).numpy()
@@ -513,7 +515,14 @@ def test_evaluation_in_one_call_is_evaluation(images, how):
 
 @pytest.mark.parametrize("broken_at", [1, 2, 3])
 def test_load_model_and_initial_epoch_continue_exactly(images, tmp_path, broken_at):
-    """In warm-up, on the switch, and in phase 2; dropout and augmentation included."""
+    """In warm-up, on the switch, and in phase 2; dropout and augmentation included, and a label
+    head of a subclass."""
+
+    @keras.saving.register_keras_serializable("tests")
+    class WithDropoutHead(MetaLabelNet):
+        def build_label_head(self, num_features):
+            head = super().build_label_head(num_features)
+            return keras.Sequential([keras.Input((num_features,)), layers.Dropout(0.5), head])
 
     def fit(model, initial_epoch, epochs):
         meta = images(16, seed=1) if epochs > model.warmup_epochs else None
@@ -525,10 +534,12 @@ def test_load_model_and_initial_epoch_continue_exactly(images, tmp_path, broken_
     def build():
         keras.utils.set_random_seed(0)
         net = conv_net([layers.BatchNormalization(), layers.Dropout(0.3)])
-        return compiled(net, warmup_epochs=2, augmentation=mln_layers.RandomFlipCrop(1))
+        augmentation = mln_layers.RandomFlipCrop(1)
+        return compiled(net, 2, model=WithDropoutHead, augmentation=augmentation)
 
     unbroken = build()
     history = fit(unbroken, 0, 5)
+    assert len(unbroken.label_head.layers) == 2
     first = build()
     fit(first, 0, broken_at)
     first.save(tmp_path / "run.keras")

@@ -316,7 +316,7 @@ def test_without_a_file_a_teacher_of_the_seed_is_asked(tmp_path, monkeypatch, ke
         monkeypatch.setenv("KERAS_HOME", str(home))
     noisy = corrupt(source, "feature_dependent", 1.0, seed=5, build_teacher=digits.load)
     np.testing.assert_array_equal(noisy, (source.train_labels + 4) % 10)
-    assert calls == [(source, digits.load, str(home / "mln_keras_teachers"), 5)]
+    assert calls == [(source, digits.load, str(home / "mln_keras_teachers" / "load"), 5)]
 
 
 @pytest.mark.parametrize(
@@ -350,3 +350,8 @@ def test_noise_that_does_not_exist_gets_one_line(monkeypatch, data_set, name, ra
     source = dataclasses.replace(digits.load(), name=data_set)
     with pytest.raises(ValueError, match=message):
         corrupt(source, name, ratio)
+
+
+def test_a_data_set_without_flips_has_no_class_dependent_noise():
+    with pytest.raises(ValueError, match="^noise: digits has no class-dependent one"):
+        corrupt(dataclasses.replace(digits.load(), flips={}), "class_dependent", 0.4)
