@@ -144,6 +144,9 @@ class MetaLabelNet(TwoPhaseModel):
             )
             for w in classifier.weights
         ]
+        self._write_soft_labels = tf.function(
+            lambda x: ops.softmax(self.label_head(self._extract_features(x))), reduce_retracing=True
+        )
         self.meta_loss = keras.metrics.Mean("meta_loss")
         self.soft_label_entropy = keras.metrics.Mean("soft_label_entropy")
         self.soft_label_agreement = keras.metrics.Mean("soft_label_agreement")
@@ -286,9 +289,10 @@ class MetaLabelNet(TwoPhaseModel):
         if self.phase == 1:
             raise ValueError("soft_labels: the label head learns in phase 2, which has not begun")
         checks.images("images", images, self.image_shape, self.image_dtype)
-        soft_labels = tf.function(lambda x: ops.softmax(self.label_head(self._extract_features(x))))
         spans = range(0, max(1, len(images)), batch_size)
-        return np.concatenate([soft_labels(np.asarray(images[i : i + batch_size])) for i in spans])
+        return np.concatenate([
+            self._write_soft_labels(np.asarray(images[i : i + batch_size])) for i in spans
+        ])
 
 
 def _gradient(tape, loss, weights):
@@ -433,16 +437,18 @@ def run(settings, recipe, splits):
     recorder = outputs.RunRecorder(directory, settings, test, state)
     print(f"{settings['method']} on {outputs.versions()['device']}: {directory}, from epoch "
           f"{len(recorder.rows) + 1} to {recipe.epochs}", flush=True)
-    model.fit(
-        (splits.train_images, splits.given_labels),
-        meta_data=(splits.meta_images, splits.meta_labels) if trains_phase_2 else None,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
-        initial_epoch=state["epoch"] if state else 0,
-        validation_data=meta,
-        callbacks=[keras.callbacks.LearningRateScheduler(recipe.learning_rate_at), recorder],
-        verbose=1 if sys.stdout.isatty() else 0,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", pipeline.NO_META_SAMPLE)  # `make_splits` has said it
+        model.fit(
+            (splits.train_images, splits.given_labels),
+            meta_data=(splits.meta_images, splits.meta_labels) if trains_phase_2 else None,
+            batch_size=recipe.batch_size,
+            epochs=recipe.epochs,
+            initial_epoch=state["epoch"] if state else 0,
+            validation_data=meta,
+            callbacks=[keras.callbacks.LearningRateScheduler(recipe.learning_rate_at), recorder],
+            verbose=1 if sys.stdout.isatty() else 0,
+        )
     if trains_phase_2:
         soft_labels = model.soft_labels(splits.train_images)
         outputs.write_soft_labels(directory, splits.given_labels, soft_labels)

@@ -122,8 +122,11 @@ class TwoPhaseModel(keras.Model):
                 `tf.distribute` it is 1, as Keras fails with more.
 
         Raises:
-            ValueError: where one optimizer is given twice.
+            ValueError: where one optimizer is given twice, and for a classifier without trainable
+                weights.
         """
+        if not self.classifier.trainable_variables:
+            raise ValueError("classifier: expected trainable weights, found none; all are frozen")
         if optimizer is meta_optimizer:
             raise ValueError(
                 "meta_optimizer: expected another optimizer than `optimizer`, received the same; "
@@ -134,7 +137,7 @@ class TwoPhaseModel(keras.Model):
                 steps_per_execution = 1
         super().compile(
             optimizer=optimizer,
-            weighted_metrics=list(metrics or ()),
+            weighted_metrics=[metrics] if isinstance(metrics, str) else list(metrics or ()),
             jit_compile=jit_compile,
             run_eagerly=run_eagerly,
             steps_per_execution=steps_per_execution,
@@ -187,8 +190,8 @@ class TwoPhaseModel(keras.Model):
             batch_size: N_b for arrays; a Dataset has its own.
             epochs, verbose, callbacks: as `keras.Model.fit`.
             initial_epoch: how many epochs the model has been trained for, to continue there.
-            **kwargs: `FIT_ARGUMENTS`, as `keras.Model.fit`; `steps_per_epoch` for a Dataset
-                without end only.
+            **kwargs: `FIT_ARGUMENTS`, as `keras.Model.fit`; `validation_data` as `meta_data`, and
+                with labels -1 too; `steps_per_epoch` for a Dataset without end only.
 
         Returns:
             keras.callbacks.History; the metrics that only phase 2 has are NaN in warm-up.
@@ -198,6 +201,9 @@ class TwoPhaseModel(keras.Model):
             ValueError: for data that do not fit together, one line that names the argument (for
                 labels in a Dataset when they come up), and before `compile`.
             FloatingPointError: where the loss is not finite, with epoch and step.
+
+        Warns:
+            UserWarning: naming the classes of which a meta set of arrays holds no sample.
         """
         unknown = sorted(set(kwargs) - set(FIT_ARGUMENTS))
         if unknown:
@@ -232,6 +238,13 @@ class TwoPhaseModel(keras.Model):
                     "steps_per_epoch: is for a tf.data.Dataset without end, as an epoch of any "
                     "other begins with its first batch"
                 )
+        elif training_data.is_endless:
+            raise ValueError("steps_per_epoch: needed for x, a tf.data.Dataset without end")
+        if kwargs.get("validation_data") is not None:
+            pipeline.check_evaluated(
+                "validation_data", kwargs["validation_data"], self.image_shape, self.num_classes,
+                training_data.image_dtype,
+            )
         checks.image_dtype(training_data.image_dtype, self.image_dtype)
         self.image_dtype, self._held = training_data.image_dtype, training_data.held
 
@@ -328,6 +341,19 @@ class TwoPhaseModel(keras.Model):
     def _results(self, phase_2=False):
         results = self.get_metrics_result()
         return {n: results[n] for n in results if phase_2 or n not in self.phase_2_metrics}
+
+    def evaluate(self, x=None, y=None, **kwargs):
+        """As `keras.Model.evaluate`; `x` may be a pair (images, labels) too.
+
+        Raises:
+            ValueError: for data that do not fit the model, one line that names the argument.
+        """
+        if y is None and isinstance(x, (tuple, list)):
+            x, y = x
+        pipeline.check_evaluated(
+            "x", x if y is None else (x, y), self.image_shape, self.num_classes, self.image_dtype
+        )
+        return super().evaluate(x, y, **kwargs)
 
     def test_step(self, batch):
         """Measures a batch, or the batches ((images, labels),) of `pipeline.in_one_call`."""

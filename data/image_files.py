@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 DAMAGED = "an image file cannot be decoded; ImageFiles.find_damaged() names it"
 
 
@@ -15,22 +15,37 @@ class ImageFiles:
     """Stands where an array of images does, uint8 (N, H, W, 3), and keeps only their file names.
 
     An image is resized, its aspect ratio not kept, and its centre taken (Section IV-B.2). Resizing
-    is bilinear with antialiasing, as the authors' framework does it.
+    is bilinear with antialiasing, as the authors' framework does it. What EXIF says of an image's
+    orientation, and transparency, are left out.
 
     Args:
-        paths: N file names: JPEG, PNG, BMP, or GIF (its first frame).
+        paths: N file names: JPEG, PNG, BMP, WebP that does not move, or GIF (its first frame).
         size: (H, W) of the images.
         resize: (height, width) before the centre is taken, at least `size`; None is `size`.
 
     Attributes:
+        paths: the file names, an object array (N,).
         shape: (N, H, W, 3).
         dtype: uint8.
         nbytes: of all the images, decoded.
+
+    Raises:
+        ValueError: for arguments of another form than these.
+
+    Example: training without the files that cannot be decoded.
+
+        whole = ~np.isin(images.paths, images.find_damaged())
+        images, labels = images[whole], labels[whole]
     """
 
     dtype = np.dtype("uint8")
 
     def __init__(self, paths, size, resize=None):
+        if isinstance(paths, str | os.PathLike):
+            raise ValueError(f"paths: expected a list of file names, received {paths!r}")
+        for name, pair in (("size", size), ("resize", resize or size)):
+            if np.shape(pair) != (2,):
+                raise ValueError(f"{name}: expected (height, width), received {pair!r}")
         self.paths = np.array([os.fspath(path) for path in paths], dtype=object)
         self.size, self.resize = tuple(size), tuple(resize or size)
         if any(before < after for before, after in zip(self.resize, self.size, strict=True)):
@@ -113,34 +128,47 @@ def _swap_axes(image):
     return tf.reshape(tf.batch_to_space(image, [height], [[0, 0]]), (width, height, 3))
 
 
-def from_directory(directory, size, resize=None):
+def from_directory(directory, size, resize=None, class_names=None):
     """The images of a directory with a folder for each class.
 
     Args:
-        directory: path; its folders, in the order of their names, are the classes.
+        directory: path; its folders are the classes. Only images right in them are taken, and
+            nothing whose name begins with a dot.
         size, resize: as `ImageFiles`.
+        class_names: folder names in the order of the classes, for instance those of the noisy
+            images when it is the checked ones that are read; then a folder may be empty or missing.
+            None takes all folders in the order of their names.
 
     Returns:
         (`ImageFiles` of N images, in the order of their names; int32 labels (N,); class names).
 
     Raises:
-        ValueError: where the directory is missing, or holds fewer than two folders or one without
-            an image.
+        ValueError: where the directory is missing, or holds fewer than two folders, or one without
+            an image or not in `class_names`.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"{directory}: expected a directory with a folder for each class")
-    folders = sorted(entry.path for entry in os.scandir(directory) if entry.is_dir())
-    if len(folders) < 2:
+    found = sorted(entry.name for entry in _shown(directory) if entry.is_dir())
+    names = tuple(found if class_names is None else class_names)
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise ValueError(f"{directory}: expected folders of class_names, found {unknown[0]} too")
+    if len(names) < 2:
         raise ValueError(
-            f"{directory}: expected a folder for each of two or more classes, found {len(folders)}"
+            f"{directory}: expected a folder for each of two or more classes, found {len(names)}"
         )
     paths, labels = [], []
-    for label, folder in enumerate(folders):
-        files = [f.path for f in os.scandir(folder) if f.name.lower().endswith(ENDINGS)]
-        if not files:
+    for label, name in enumerate(names):
+        entries = _shown(directory / name) if name in found else []
+        files = [entry.path for entry in entries if entry.name.lower().endswith(ENDINGS)]
+        if not files and class_names is None:
+            folder = directory / name
             raise ValueError(f"{folder}: expected images ({', '.join(ENDINGS)}), found none")
         paths += sorted(files)
         labels += [label] * len(files)
-    names = tuple(Path(folder).name for folder in folders)
     return ImageFiles(paths, size, resize), np.array(labels, np.int32), names
+
+
+def _shown(directory):
+    return [entry for entry in os.scandir(directory) if not entry.name.startswith(".")]

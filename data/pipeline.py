@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 
 import numpy as np
 import tensorflow as tf
@@ -10,6 +11,7 @@ from data import checks
 from data.image_files import ImageFiles
 
 HELD_BYTES = 2**30
+NO_META_SAMPLE = "meta_data: holds no sample of class"
 
 
 def batches(images, labels, batch_size, *, epochs=range(1), seed=None, name="batch_size"):
@@ -193,9 +195,13 @@ class TrainingData:
     Attributes:
         held: the noisy and the meta images that are held, each a tensor or None.
         image_dtype: name of the images' dtype.
+        has_known_length, is_endless: of x, whether the number of its batches is known, or infinite.
 
     Raises:
         ValueError: one line that names the argument, what is wrong and what is allowed.
+
+    Warns:
+        UserWarning: naming the classes of which a meta set of arrays holds no sample.
     """
 
     def __init__(
@@ -244,6 +250,7 @@ class TrainingData:
                 self._labeled = functools.partial(ordered, images, labels, name="x with labels")
         one = range(1)
         self.has_known_length = steps_an_epoch(self._every(epochs=one), one) is not None
+        self.is_endless = int(self._every(epochs=one).cardinality()) == tf.data.INFINITE_CARDINALITY
         if warms_up:
             self._labeled(epochs=one)  # refuses too few
         if isinstance(meta, tf.data.Dataset):
@@ -252,6 +259,11 @@ class TrainingData:
             images, labels = _checked_arrays(
                 "meta_data", meta, image_shape, num_classes, dtype, False
             )
+            missing = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
+            if missing.size and len(labels):
+                names = ", ".join(map(str, missing))
+                text = f"{NO_META_SAMPLE} {names}; phase 2 may unlearn it"
+                warnings.warn(text, UserWarning, stacklevel=3)  # of the call of `fit`
             if isinstance(images, ImageFiles) and images.nbytes <= HELD_BYTES:
                 images = np.asarray(images)  # they come round many times an epoch, always the same
             if holds:
@@ -269,6 +281,26 @@ class TrainingData:
         return with_meta(self._every(epochs=epochs), self._meta, epochs)
 
 
+def check_evaluated(name, data, image_shape, num_classes, dtype):
+    """Refuses what `evaluate` cannot measure: arrays, or the shapes and dtypes of a Dataset.
+
+    Args:
+        name: of the argument, for the error.
+        data: (images, labels), a tf.data.Dataset of such batches or of `in_one_call`; others pass.
+        image_shape, num_classes, dtype: as `TrainingData` has them.
+
+    Raises:
+        ValueError: one line that names the argument, what is wrong and what is allowed.
+    """
+    if isinstance(data, tf.data.Dataset):
+        if not isinstance(data.element_spec, tuple) or len(data.element_spec) != 1:
+            _check_spec(name, data, image_shape, dtype)
+    elif isinstance(data, (tuple, list)):
+        images, labels = _pair(name, data)
+        checks.images(name, images, image_shape, dtype)
+        checks.labels(name, labels, len(images), num_classes, allow_unlabeled=True)
+
+
 def _repeated(dataset, epochs):
     length = int(dataset.cardinality())
     return dataset.take(length).repeat(len(epochs)) if length > 0 else dataset
@@ -280,17 +312,21 @@ def _converted(images):
         return images if isinstance(images, ImageFiles) else tf.convert_to_tensor(images)
 
 
-def _checked_arrays(name, pair, image_shape, num_classes, dtype, allow_unlabeled):
+def _pair(name, pair):
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ValueError(
             f"{name}: expected (images, labels) or a tf.data.Dataset of such batches, received "
             f"{type(pair).__name__}"
         )
-    images = pair[0] if isinstance(pair[0], ImageFiles) else np.asarray(pair[0])
+    return pair[0] if isinstance(pair[0], ImageFiles) else np.asarray(pair[0]), pair[1]
+
+
+def _checked_arrays(name, pair, image_shape, num_classes, dtype, allow_unlabeled):
+    images, labels = _pair(name, pair)
     if images.dtype.kind == "f":
         images = images.astype(np.float32)
     checks.images(name, images, image_shape, dtype)
-    return images, checks.labels(name, pair[1], len(images), num_classes, allow_unlabeled)
+    return images, checks.labels(name, labels, len(images), num_classes, allow_unlabeled)
 
 
 def _join(images, more):
@@ -304,7 +340,7 @@ def _join(images, more):
     return np.concatenate([images, np.asarray(more, images.dtype)])
 
 
-def _checked_dataset(name, dataset, image_shape, num_classes, dtype=None):
+def _check_spec(name, dataset, image_shape, dtype):
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) != 2:
         raise ValueError(f"{name}: expected a data set of (images, labels), received {spec}")
@@ -316,6 +352,10 @@ def _checked_dataset(name, dataset, image_shape, num_classes, dtype=None):
             f"{name}: expected integer labels of shape (N,), received "
             f"{spec[1].dtype.name} {spec[1].shape}"
         )
+
+
+def _checked_dataset(name, dataset, image_shape, num_classes, dtype=None):
+    _check_spec(name, dataset, image_shape, dtype)
 
     def check_labels(images, labels):
         labels = tf.cast(labels, tf.int32)

@@ -28,6 +28,8 @@ def files(tmp_path, pixels):
         Image.fromarray(image).save(path)
     (tmp_path / "a" / "notes.txt").write_text("no image")
     (tmp_path / "list.txt").write_text("no folder")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "a" / "._01.png").write_text("no image")
     return tmp_path
 
 
@@ -55,6 +57,17 @@ def test_a_directory_is_read_in_the_order_of_names(files, pixels):
     np.testing.assert_array_equal(images[2:4], pixels[5:8:2])
 
 
+def test_class_names_number_the_classes_of_another_directory(files, pixels, tmp_path):
+    for path in (files / "a").iterdir():
+        path.unlink()
+    images, labels, names = from_directory(files, (6, 8), class_names=("c", "b", "a"))
+    assert names == ("c", "b", "a")
+    np.testing.assert_array_equal(labels, np.ones(12))
+    np.testing.assert_array_equal(images, pixels[::2])
+    with pytest.raises(ValueError, match="expected folders of class_names, found b too"):
+        from_directory(files, (6, 8), class_names=("c", "a"))
+
+
 def test_batches_have_one_known_shape(files):
     images, labels, _ = from_directory(files, (6, 8))
     shapes = [spec.shape for spec in pipeline.batches(images, labels, 5).element_spec]
@@ -79,6 +92,7 @@ def test_training_from_files_equals_training_from_arrays(files, held_bytes, monk
     np.testing.assert_array_equal(soft_labels, expected_soft_labels)
 
 
+@pytest.mark.filterwarnings("ignore:meta_data. holds no sample")
 @pytest.mark.parametrize("held_bytes", [12 * 6 * 8 * 3, 12 * 6 * 8 * 3 - 1])
 def test_a_meta_set_that_fits_into_memory_is_read_once(files, held_bytes, monkeypatch):
     monkeypatch.setattr(pipeline, "HELD_BYTES", held_bytes)
@@ -115,6 +129,7 @@ def test_gray_and_animated_images_have_three_channels(tmp_path):
         np.testing.assert_allclose(image, np.stack([gray] * 3, -1), atol=4)
 
 
+@pytest.mark.filterwarnings("ignore:meta_data. holds no sample")
 @pytest.mark.parametrize("meta_files", [slice(4), slice(4, 8)])
 def test_a_damaged_file_stops_training_and_is_found(files, meta_files):
     images, labels, _ = from_directory(files, (6, 8))
@@ -150,6 +165,10 @@ def test_an_empty_meta_set_is_refused(files):
 def test_sizes_that_do_not_fit_are_refused(files, pixels):
     with pytest.raises(ValueError, match="resize: expected at least size="):
         from_directory(files, (6, 8), (7, 7))
+    with pytest.raises(ValueError, match=r"^size: expected \(height, width\), received 6"):
+        from_directory(files, 6)
+    with pytest.raises(ValueError, match="^paths: expected a list of file names, received 'a.png'"):
+        ImageFiles("a.png", (6, 8))
     images, labels, _ = from_directory(files, (6, 8))
     with pytest.raises(ValueError, match="unlabeled_data: expected ImageFiles as x is"):
         trained(images, labels, pixels, (images, labels))

@@ -390,9 +390,10 @@ for a, b in zip(*ends, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-6)
 # A loop of steps would be divided among the replicas instead of the batch.
 model.jit_compile, model._steps_a_call = True, 5
-keras.Model.fit = lambda self, dataset, **_: print(dataset.element_spec[0].shape)
-model.fit((x, y), epochs=1, batch_size=8, verbose=0)
-assert model.loop_length == 1
+shapes = []
+keras.Model.fit = lambda self, dataset, **_: shapes.append(dataset.element_spec[0][0].shape)
+model.fit((x, y), meta_data=(x[:16], y[:16]), initial_epoch=3, epochs=4, batch_size=8, verbose=0)
+assert model.loop_length == 1 and shapes == [(8, 8, 8, 1)]
 """
 
 
@@ -736,6 +737,30 @@ BAD_DATA = {
         lambda d: d | {"meta_data": batched(d["meta_data"]).take(0)},
         "meta_data: expected at least one batch, received an empty data set",
     ),
+    "one-hot validation labels": (
+        lambda d: d | {"validation_data": (d["x"], np.eye(4, dtype=int)[d["y"]])},
+        "validation_data: expected integer labels of shape",
+    ),
+    "high validation labels": (
+        lambda d: d | {"validation_data": (d["x"], d["y"] + 1)},
+        r"validation_data: expected labels in \[0, 4\) or -1",
+    ),
+    "no validation labels": (
+        lambda d: d | {"validation_data": (d["x"],)},
+        r"validation_data: expected \(images, labels\)",
+    ),
+    "validation images of another shape": (
+        lambda d: d | {"validation_data": batched((d["x"][:, 1:], d["y"]))},
+        "validation_data: expected images of shape",
+    ),
+    "validation images of another scale": (
+        lambda d: d | {"validation_data": (d["x"] / 255, d["y"])},
+        "validation_data: images: expected uint8",
+    ),
+    "steps without end": (
+        lambda d: d | {"x": batched((d["x"], d["y"])).repeat(), "y": None},
+        "steps_per_epoch: needed for x, a tf.data.Dataset without end",
+    ),
     "some steps of all": (lambda d: d | {"steps_per_epoch": 2}, "steps_per_epoch: is for"),
     "fewer than no steps": (
         lambda d: d | {"steps_per_epoch": -1},
@@ -764,6 +789,39 @@ def test_labels_of_a_data_set_are_refused_when_they_come_up(images, name, label)
     model = compiled(dense_net())
     with pytest.raises(ValueError, match=rf"^{name}: expected labels in \[0, 4\)$"):
         model.fit(**{n: batched(pair) for n, pair in pairs.items()}, epochs=2, verbose=0)
+
+
+def test_a_meta_set_without_a_class_is_warned_of(images):
+    x, y = images(40, seed=1)
+    some = (x[y % 2 == 0], y[y % 2 == 0])
+    with pytest.warns(UserWarning, match="holds no sample of class 1, 3; phase 2") as caught:
+        compiled(dense_net()).fit(images(40), meta_data=some, batch_size=8, epochs=2, verbose=0)
+    assert caught[0].filename == __file__
+
+
+def test_evaluate_takes_a_pair_and_refuses_what_does_not_fit(images):
+    model, (x, y) = fitted(dense_net(), images), images(40)
+    expected = model.evaluate(x, y, verbose=0)
+    for pair in ((x, y), batched((x, y))):
+        np.testing.assert_allclose(model.evaluate(pair, verbose=0), expected, rtol=1e-5)
+    for wrong in ((x, y + 1), (x[:, 1:], y), (x, np.eye(4)[y]), (x / 255, y)):
+        with pytest.raises(ValueError, match="^x: ") as error:
+            model.evaluate(*wrong, verbose=0)
+        assert "\n" not in str(error.value)
+
+
+def test_a_frozen_classifier_is_refused():
+    classifier = dense_net()
+    classifier.trainable = False
+    with pytest.raises(ValueError, match="^classifier: expected trainable weights"):
+        compiled(classifier)
+
+
+def test_soft_labels_are_traced_once(images):
+    model = fitted(dense_net(), images, compile_options={"metrics": "accuracy"})
+    for count in (40, 40, 36):
+        assert model.soft_labels(images(count)[0], batch_size=16).shape == (count, 4)
+    assert model._write_soft_labels.experimental_get_tracing_count() <= 2
 
 
 def test_arguments_that_fit_does_not_have_are_refused(images):
