@@ -297,7 +297,8 @@ class MetaLabelNet(TwoPhaseModel):
 
 def _gradient(tape, loss, weights):
     """As `tape.gradient`, with zeros for weights that the loss does not reach."""
-    return tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    gradients = tape.gradient(loss, weights)
+    return [tf.zeros_like(w) if g is None else g for g, w in zip(gradients, weights)]
 
 
 def _mean_over_replicas(gradients):

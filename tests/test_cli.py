@@ -591,6 +591,133 @@ def test_ctrl_c_is_one_line_and_resume_finishes_the_run(tmp_path, capsys, monkey
     assert scores["accuracy"] == result["test_accuracy"] != result["last_test_accuracy"]
 
 
+def test_the_seed_reaches_splits_and_noise():
+    first, same, other = (
+        mln_keras.load_splits(*parse_settings(*RUN, "--seed", seed)) for seed in (1, 1, 2)
+    )
+    for name in ("given_labels", "meta_images", "test_images"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(same, name))
+        assert (getattr(first, name) != getattr(other, name)).any()
+    labeled = (first.given_labels >= 0) & (other.given_labels >= 0)
+    wrong = [(s.given_labels != s.clean_labels)[labeled] for s in (first, other)]
+    assert (wrong[0] != wrong[1]).any()
+
+
+def test_the_data_directory_reaches_the_human_labels(monkeypatch):
+    source, found = dataclasses.replace(data.digits.load(), name="cifar10"), []
+    monkeypatch.setattr(data, "LOADERS", {"cifar10": lambda data_dir: source})
+    monkeypatch.setattr(
+        data.cifar10, "human_labels", lambda *a: found.append(a) or source.train_labels
+    )
+    flags = ("--dataset", "cifar10", "--noise", "human", "--data_dir", "there", "--meta_size", 300)
+    mln_keras.load_splits(*parse_settings(*flags))
+    assert found == [("there", "worse_label")]
+
+
+def test_the_recipe_of_digits():
+    settings, recipe = parse_settings("--dataset", "digits")
+    model = mln_keras.build_model(settings, recipe)
+    shapes = [layer.kernel.shape for layer in model.classifier.layers if hasattr(layer, "kernel")]
+    assert shapes == [(3, 3, 1, 32), (3, 3, 32, 32), (4 * 4 * 32, 64), (64, 10)]
+    expected = {"padding": 1, "horizontal_flip": False, "vertical_flip": False}
+    assert {name: getattr(model.augmentation, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("method", ["metalabelnet", "cross_entropy"])
+def test_a_run_trains_on_given_labels_and_chooses_by_the_meta_set(tmp_path, monkeypatch, method):
+    class Fitted(Exception):
+        pass
+
+    def fit(model, x, *, meta_data, validation_data, batch_size, **_):
+        raise Fitted(x, meta_data, validation_data, batch_size)
+
+    monkeypatch.setattr(mln_keras.MetaLabelNet, "fit", fit)
+    settings, recipe = parse_settings(
+        *RUN, "--method", method, "--batch_size", 48, "--output_dir", tmp_path
+    )
+    splits = mln_keras.load_splits(settings, recipe)
+    with pytest.raises(Fitted) as fitted:
+        mln_keras.run(settings, recipe, splits)
+    (images, labels), meta, validation, batch_size = fitted.value.args
+    assert images is splits.train_images and labels is splits.given_labels
+    assert (labels == -1).sum() == UNLABELED and splits.noise_ratio > 0.3
+    assert meta == ((splits.meta_images, splits.meta_labels) if method == "metalabelnet" else None)
+    ((chosen_by, _),) = validation.get_single_element()
+    np.testing.assert_array_equal(chosen_by[0], splits.meta_images)
+    assert batch_size == 48
+
+
+def test_soft_labels_are_computed_before_the_best_epoch_is_loaded(tmp_path, monkeypatch):
+    calls = []
+    for owner, name in ((mln_keras.MetaLabelNet, "fit"), (mln_keras.MetaLabelNet, "soft_labels"),
+                        (mln_keras.MetaLabelNet, "load_weights"), (outputs, "write_soft_labels"),
+                        (outputs, "write_results")):  # fmt: skip
+        monkeypatch.setattr(owner, name, lambda *_, name=name, **__: calls.append(name))
+    monkeypatch.setattr(outputs, "best_weights", lambda *_: None)
+    settings, recipe = parse_settings(*SHORT, "--output_dir", tmp_path)
+    mln_keras.run(settings, recipe, mln_keras.load_splits(settings, recipe))
+    assert calls == ["fit", "soft_labels", "write_soft_labels", "write_results"]
+
+
+def test_the_columns_of_the_history_are_those_of_keras(tmp_path):
+    directory = tmp_path
+    model = EpochsOf.__new__(EpochsOf)
+    model.variables = [tf.Variable(0)]
+    model.optimizer = model.meta_optimizer = types.SimpleNamespace(variables=[])
+    model.phase, model.phase_2_metrics = tf.constant(2), ("meta_loss",)
+    recorder = outputs.RunRecorder(directory, {"method": "metalabelnet"}, None)
+    recorder.set_model(model)
+    recorder.set_params({"epochs": 1})
+    logs = {"learning_rate": 0.1, "loss": 0.2, "accuracy": 0.3, "meta_loss": 0.4, "val_loss": 0.6,
+            "val_accuracy": 0.7}  # fmt: skip
+    recorder.on_epoch_end(0, logs)
+    assert recorder.rows == [
+        {"epoch": 1, "phase": 2, "learning_rate": 0.1, "loss": 0.2, "accuracy": 0.3,
+         "meta_loss": 0.4, "meta_set_loss": 0.6, "meta_accuracy": 0.7, "test_loss": 1.0,
+         "test_accuracy": 0.5}
+    ]  # fmt: skip
+
+
+def test_an_older_best_epoch_is_not_written_over_a_newer_one(tmp_path, monkeypatch):
+    """Epoch 2 is kept in memory, 3 and 4 are better and have a checkpoint, and so has 5."""
+    clock = iter([0, 1, 2, 100, 200, 300])
+    monkeypatch.setattr(outputs.time, "monotonic", lambda: next(clock))
+    EpochsOf(tmp_path, [0.4, 0.5, 0.6, 0.7, 0.3])
+    state, _ = outputs.load_checkpoint(tmp_path)
+    assert (state["epoch"], state["best_epoch"]) == (5, 4)
+    assert outputs.best_weights(tmp_path, 4).read_text() == "4"
+
+
+def test_the_curves_are_those_of_the_history(tmp_path, monkeypatch):
+    import matplotlib.axes
+
+    rows = [{"epoch": i + 1, "test_accuracy": t, "meta_accuracy": m}
+            for i, (t, m) in enumerate([(0.5, 0.6), (0.7, 0.9), (0.8, 0.85)])]
+    outputs.write_history(tmp_path, rows)
+    result = outputs.summarize(rows, 1) | {
+        "method": "metalabelnet", "warmup_epochs": 1, "dataset": "digits", "noise": "uniform",
+        "noise_ratio": 0.4, "seed": 0,
+    }
+    drawn, switch = {}, []
+    plot, axvline = matplotlib.axes.Axes.plot, matplotlib.axes.Axes.axvline
+    monkeypatch.setattr(
+        matplotlib.axes.Axes, "plot",
+        lambda axes, x, y, *more, label, **options: drawn.update({label: (x, y)})
+        or plot(axes, x, y, *more, label=label, **options),
+    )
+    monkeypatch.setattr(
+        matplotlib.axes.Axes, "axvline",
+        lambda axes, x, **options: switch.append(x) or axvline(axes, x, **options),
+    )
+    outputs.plot_curves(tmp_path / "curves.png", [(tmp_path, result)])
+    assert drawn == {
+        "metalabelnet, test set": ([1, 2, 3], [50, 70, 80]),
+        "metalabelnet, meta set": ([1, 2, 3], [60, 90, 85]),
+        "metalabelnet, best epoch by meta set: 70.0 %": (2, 70),
+    }
+    assert switch == [1.5]
+
+
 # ---- continued after SIGKILL --------------------------------------------------------------------
 
 # Each run gets a process of its own, forked from one that has imported TensorFlow and done nothing.

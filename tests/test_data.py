@@ -673,3 +673,37 @@ def test_files_without_probabilities_get_one_line_that_names_them(tmp_path, writ
     with pytest.raises(ValueError, match=message) as error:
         teacher.load_probabilities(path, small_source())
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_another_sample_is_left_over_in_another_epoch():
+    found = batch_numbers(pipeline.batches(*numbered(23), 5, seed=7, epochs=range(20)))
+    assert set(sum(found, [])) == set(range(23))
+
+
+def test_unlabeled_images_beside_a_data_set_come_in_another_order_each_epoch():
+    noisy = tf.data.Dataset.from_tensor_slices(numbered(10)).batch(5)
+    training_data = pipeline.TrainingData(
+        noisy, None, numbered(23)[0], (1, 1, 1), 10, 5, seed=7, warms_up=False, holds=False
+    )
+    epochs = range(2)
+    numbers = [
+        images.ravel().tolist() for images, labels in
+        training_data._every(epochs=epochs).as_numpy_iterator() if labels[0] == -1
+    ]
+    assert len(numbers) == 8
+    assert sorted(map(sorted, numbers[:4])) != sorted(map(sorted, numbers[4:]))
+
+
+def test_another_number_of_epochs_is_another_teacher(tmp_path):
+    source = digits.load()
+    first, second = (
+        teacher.teacher_probabilities(source, quick_classifier, tmp_path, epochs=epochs)
+        for epochs in (1, 2)
+    )
+    assert (first != second).any()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_digits_are_rounded_to_the_nearest_pixel():
+    source = digits.load()
+    assert set(np.unique(source.train_images)) == {round(i * 255 / 16) for i in range(17)}

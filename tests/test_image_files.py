@@ -120,6 +120,41 @@ def test_images_are_resized_as_pillow_does_and_their_centre_is_taken(tmp_path):
     np.testing.assert_allclose(found, np.asarray(resized)[2:14, 5:15], atol=1)
 
 
+def save(path, pixels):
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_resized_pixels_are_rounded(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)
+    found = np.asarray(ImageFiles([save(tmp_path / "i.png", image)], (16, 20)))[0]
+    resized = Image.fromarray(image).resize((20, 16), Image.Resampling.BILINEAR)
+    difference = found - np.asarray(resized, int)
+    assert abs(difference).max() <= 1 and abs(difference.mean()) < 0.1
+
+
+def test_an_odd_margin_is_cut_at_whole_pixels(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    found = np.asarray(ImageFiles([save(tmp_path / "i.png", image)], (5, 7), (8, 12)))[0]
+    np.testing.assert_array_equal(found, image[1:6, 2:9])
+
+
+def test_parts_of_image_files_and_their_union_are_resized_alike(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 9, 3), np.uint8)
+    images = ImageFiles(
+        [save(tmp_path / f"{i}.png", image) for i, image in enumerate(pixels)], (4, 5), (8, 9)
+    )
+    np.testing.assert_array_equal(images, pixels[:, 2:6, 2:7])
+    np.testing.assert_array_equal(images[1:3], pixels[1:3, 2:6, 2:7])
+    training_data = pipeline.TrainingData(
+        (images[:4], np.zeros(4, int)), None, images[4:], (4, 5, 3), 2, 6,
+        seed=0, warms_up=False, holds=False,
+    )
+    ((batch, _),) = training_data._every(epochs=range(1))
+    found = {image.tobytes() for image in batch.numpy()}
+    assert found == {image.tobytes() for image in pixels[:, 2:6, 2:7]}
+
+
 def test_gray_and_animated_images_have_three_channels(tmp_path):
     gray = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
     gray.save(tmp_path / "gray.jpg")

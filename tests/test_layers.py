@@ -167,3 +167,19 @@ def test_cnn8_normalizes_by_itself():
     pixels = np.uint8([0, 255]).repeat(32 * 32 * 3).reshape(2, 32, 32, 3)
     first = keras.Model(net.inputs[0], net.layers[1].output)(pixels)
     np.testing.assert_allclose(np.unique(first), [-1, 1])
+
+
+def test_linear_layers_start_with_random_biases():
+    for layer in (layers.LabelHead(200, 64), layers.cnn8().layers[-1]):
+        weights, bias = layer.kernel.numpy(), layer.bias.numpy()
+        limit = len(weights) ** -0.5
+        assert 0.5 * limit < abs(bias).max() <= limit
+        assert len(set(bias)) == len(bias)
+
+
+def test_pixels_are_normalized_in_float32_where_the_rest_is_not():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    net = layers.digits_cnn()
+    pixels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+    normalized = keras.Model(net.inputs[0], net.layers[1].output)(pixels)
+    assert len(np.unique(normalized)) == 256

@@ -554,6 +554,175 @@ def test_load_model_and_initial_epoch_continue_exactly(images, tmp_path, broken_
         np.testing.assert_array_equal(column, history[name][broken_at:])
 
 
+class Half(layers.Layer):
+    """In training, and then only, each pixel is halved."""
+    def call(self, images, training=False):
+        return images // 2 if training else images
+
+
+def test_training_images_are_augmented(images):
+    """An augmentation equals images that come augmented."""
+    x, y = images(40)
+    x = x // 2 * 2
+    meta, ends = images(16, seed=1), []
+    for augmentation, of in ((Half(), x), (None, x // 2)):
+        keras.utils.set_random_seed(0)
+        model = compiled(dense_net(), augmentation=augmentation)
+        model.fit((of, y), meta_data=meta, epochs=3, batch_size=8, verbose=0)
+        ends.append(values(model.weights))
+    assert_same(*ends)
+
+
+def test_evaluation_does_not_augment(images):
+    model = compiled(dense_net(), augmentation=Half())
+    x, y = images(16)
+    expected = compiled(model.classifier)
+    assert model.evaluate(x, y, verbose=0) == expected.evaluate(x, y, verbose=0)
+
+
+def test_augmentation_and_features_see_the_same_images(images, monkeypatch):
+    """The soft label of a training image is that of the augmented image (Eq. 3 and 4)."""
+    class Invert(layers.Layer):
+        def call(self, images, training=False):
+            return 255 - images if training else images
+
+    model = compiled(dense_net(), warmup_epochs=0, augmentation=Invert(),
+                     compile_options={"run_eagerly": True})
+    extract, seen = model._extract_features, []
+    monkeypatch.setattr(model, "_extract_features", lambda x: seen.append(x.numpy()) or extract(x))
+    x, y = images(8)
+    model.fit((x, y), meta_data=images(8, seed=1), batch_size=8, epochs=1, verbose=0)
+    assert len(seen) == 1
+    assert {a.tobytes() for a in seen[0]} == {(255 - a).tobytes() for a in x}
+
+
+def test_stopping_in_warm_up_ends_the_training(images):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    model = compiled(dense_net(), warmup_epochs=2)
+    for initial_epoch in (0, 1):  # the second one stops on the switch
+        history = model.fit(
+            images(40), meta_data=images(16, seed=1), initial_epoch=initial_epoch, epochs=4,
+            batch_size=8, verbose=0, callbacks=[Stop()],
+        )  # fmt: skip
+        assert history.epoch == [initial_epoch] and model.phase == 1
+
+
+def test_metrics_are_given_probabilities(images):
+    model = compiled(
+        dense_net(),
+        compile_options={"metrics": [keras.metrics.SparseCategoricalCrossentropy(name="ce")]},
+    )
+    x, y = images(16)
+    scores = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert scores["ce"] == pytest.approx(scores["loss"], rel=1e-5)
+
+
+def test_what_was_trained_on_floats_is_exported_for_floats(images, tmp_path):
+    x, y = images(16)
+    x = (x / 255).astype("float32")
+    model = compiled(dense_net())
+    model.fit((x, y), epochs=1, batch_size=8, verbose=0)
+    model.export(tmp_path / "saved_model")
+    serve = tf.saved_model.load(tmp_path / "saved_model").signatures["serving_default"]
+    assert serve.structured_input_signature[1]["images"].dtype == tf.float32
+    found = serve(images=x)["probabilities"]
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_a_loaded_model_knows_its_images_dtype(images, tmp_path):
+    x, y = images(16)
+    model = compiled(dense_net())
+    model.fit((x, y), epochs=1, batch_size=8, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="expected uint8, as in training, received float32"):
+        loaded.predict(x / np.float32(255), verbose=0)
+
+
+def test_without_a_meta_optimizer_it_is_the_papers():
+    model = MetaLabelNet(dense_net(), 1)
+    model.compile(keras.optimizers.SGD(0.1))
+    expected = keras.optimizers.Adam(1e-2, 0.9, 0.999, epsilon=1e-8).get_config()
+    assert model.meta_optimizer.get_config() == expected | {"name": model.meta_optimizer.name}
+
+
+def test_the_losses_of_phase_2_are_logged_apart(images):
+    """The loss is Eq. 13, without the weight penalties; the meta loss is Eq. 9 at θ̂."""
+    x, y = images(16)
+    meta = images(16, seed=1)
+    net = dense_net()
+    penalized = layers.Dense(4, kernel_regularizer=keras.regularizers.L2(1.0))
+    net = keras.Sequential([keras.Input((8, 8, 1)), *net.layers[:-1], penalized])
+    model = compiled(net, warmup_epochs=0, inner_learning_rate=1e-9)
+    meta_loss = model.evaluate(*meta, batch_size=16, verbose=0)[0]
+    logits = model.logits(x, training=True)
+    history = model.fit((x, y), meta_data=meta, batch_size=16, epochs=1, verbose=0).history
+    soft = np.log(model.soft_labels(x)).astype("float32")
+    losses = mln_layers.kl_divergence(logits, soft) + mln_layers.entropy(logits)
+    assert history["loss"] == pytest.approx([np.mean(losses) / 4], rel=1e-4)
+    assert history["meta_loss"] == pytest.approx([meta_loss], rel=1e-4)
+
+
+def test_every_seed_has_its_own_order(images, monkeypatch):
+    (x, y), orders = images(40), []
+    update = MetaLabelNet.update_metrics
+
+    def note(model, loss, labels, logits):
+        orders[-1] += labels.numpy().tolist()
+        update(model, loss, labels, logits)
+
+    monkeypatch.setattr(MetaLabelNet, "update_metrics", note)
+    for seed in (1, 1, 2):
+        orders.append([])
+        model = compiled(dense_net(), compile_options={"run_eagerly": True}, seed=seed)
+        model.fit((x, y), epochs=1, batch_size=8, verbose=0)
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_the_meta_batch_draws_dropout_of_its_own(images):
+    """Also where it may not move batch norm: each step draws two masks, one after the other."""
+    drawn = []
+    for meta_batch_norm in (True, False):
+        keras.utils.set_random_seed(0)
+        dropout = layers.Dropout(0.3, seed=1)
+        net = dense_net(extra=[dropout])
+        model = compiled(net, warmup_epochs=0, meta_batch_norm=meta_batch_norm)
+        model.fit(images(16), meta_data=images(8, seed=1), batch_size=8, epochs=1, verbose=0)
+        drawn.append(values([dropout.seed_generator.state, *model.classifier.weights]))
+    assert_same(*drawn)
+
+
+@keras.saving.register_keras_serializable("tests")
+class WithUnused(keras.Model):
+    """Has weights that its output does not depend on."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.flatten, self.hidden = layers.Flatten(), layers.Dense(6, activation="relu")
+        self.top, self.unused = layers.Dense(4), layers.Dense(3)
+
+    def features(self, images):
+        return self.hidden(self.flatten(images) / 255)
+
+    def call(self, images):
+        features = self.features(images)
+        self.unused(features)
+        return self.top(features)
+
+
+def test_weights_that_the_loss_does_not_reach_only_decay(images):
+    classifier = WithUnused()
+    classifier(np.zeros((1, 8, 8, 1), "float32"))
+    before = classifier.unused.kernel.numpy()
+    model = MetaLabelNet(classifier, 1, feature_extractor="features", weight_decay=0.1)
+    model.compile(keras.optimizers.SGD(0.5), jit_compile=False)
+    model.fit(images(8), meta_data=images(8, seed=1), epochs=2, batch_size=8, verbose=0)
+    np.testing.assert_allclose(classifier.unused.kernel, 0.95**2 * before, rtol=1e-6)
+
+
 # ---- what it accepts ----------------------------------------------------------------------------
 
 
