@@ -482,7 +482,8 @@ def main(argv):
     """Runs the command line.
 
     Returns:
-        The exit status: 2 for bad input, 1 for a loss that is not finite, 130 for Ctrl-C.
+        The exit status: 2 for bad input, 1 for a loss that is not finite and for a full disk, 130
+        for Ctrl-C.
     """
     try:
         with contextlib.ExitStack() as claims:
@@ -533,6 +534,11 @@ def execute(argv, claims):
                 kept = f"the last good checkpoint, of epoch {state['epoch']}" if state else (
                     "no checkpoint, as no epoch was done")
                 print(f"mln_keras.py: {error}; {one['output_dir']} keeps {kept}", file=sys.stderr)
+                return 1
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno else error
+                print(f"mln_keras.py: --output_dir: cannot write to {one['output_dir']} ({reason}); "
+                      f"--resume continues the run from its last checkpoint", file=sys.stderr)
                 return 1
         else:
             print(f"{one['method']}: {one['output_dir']} holds this run, finished")

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import errno
 import json
 import multiprocessing.forkserver
 import os
@@ -1173,6 +1174,16 @@ def test_a_loss_that_turns_nan_at_once_leaves_nothing(tmp_path, capsys):
     assert re.fullmatch(r"mln_keras.py: .*epoch 1, step \d+: the loss is (nan|inf).*\n", err)
     assert "no checkpoint" in err and str(tmp_path / "run") in err
     assert tree(tmp_path / "run") == []
+
+
+def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
+    def write(*_):
+        raise OSError(errno.ENOSPC, "Can't write data (a long story)")
+
+    monkeypatch.setattr(outputs, "save_checkpoint", write)
+    assert main(*SHORT, "--output_dir", tmp_path / "run") == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"cannot write to {tmp_path / 'run'} (No space left" in err
 
 
 def test_a_loss_that_turns_nan_later_keeps_the_last_good_checkpoint(tmp_path, capsys):
