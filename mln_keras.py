@@ -464,6 +464,24 @@ def run(settings, recipe, splits):
     )
 
 
+def run_or_say_why_not(settings, recipe, splits):
+    """As `run`; where the loss is not finite or the disk is full, None and a line for the user."""
+    directory = settings["output_dir"]
+    try:
+        return run(settings, recipe, splits)
+    except FloatingPointError as error:
+        state, _ = outputs.load_checkpoint(directory)
+        kept = "no checkpoint, as no epoch was done"
+        if state:
+            kept = f"the last good checkpoint, of epoch {state['epoch']}"
+        print(f"mln_keras.py: {error}; {directory} keeps {kept}", file=sys.stderr)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        print(f"mln_keras.py: --output_dir: cannot write to {directory} ({reason}); --resume "
+              "continues the run from its last checkpoint", file=sys.stderr)
+    return None
+
+
 def demonstration_runs(settings):
     """The settings of the demonstration's two runs, in two folders of --output_dir.
 
@@ -494,6 +512,7 @@ def main(argv):
 
 
 def execute(argv, claims):
+    """What `main` does, while `claims` (contextlib.ExitStack) keeps other processes away."""
     settings = {}
     try:
         settings, recipe = parse_settings(argv, RECIPES, __doc__)
@@ -527,18 +546,8 @@ def execute(argv, claims):
     results = []
     for one, result in zip(runs, finished):
         if result is None:
-            try:
-                result = run(one, recipe, splits)
-            except FloatingPointError as error:
-                state, _ = outputs.load_checkpoint(one["output_dir"])
-                kept = f"the last good checkpoint, of epoch {state['epoch']}" if state else (
-                    "no checkpoint, as no epoch was done")
-                print(f"mln_keras.py: {error}; {one['output_dir']} keeps {kept}", file=sys.stderr)
-                return 1
-            except OSError as error:
-                reason = os.strerror(error.errno) if error.errno else error
-                print(f"mln_keras.py: --output_dir: cannot write to {one['output_dir']} ({reason}); "
-                      f"--resume continues the run from its last checkpoint", file=sys.stderr)
+            result = run_or_say_why_not(one, recipe, splits)
+            if result is None:
                 return 1
         else:
             print(f"{one['method']}: {one['output_dir']} holds this run, finished")
