@@ -155,7 +155,7 @@ class MetaLabelNet(TwoPhaseModel):
     def build_label_head(self, num_features):
         """m_φ, a built layer: features float32 (N, F) to the logits of soft labels, float32 (N, C).
 
-        Another label head is a subclass's.
+        Another label head is a subclass's. The constructor calls this, so what it needs is there.
         """
         return layers.LabelHead(self.num_classes, num_features, name="label_head")
 
@@ -465,7 +465,7 @@ def run(settings, recipe, splits):
 
 
 def run_or_say_why_not(settings, recipe, splits):
-    """As `run`; where the loss is not finite or the disk is full, None and a line for the user."""
+    """As `run`; None, and a line for the user, where the loss is not finite or a write fails."""
     directory = settings["output_dir"]
     try:
         return run(settings, recipe, splits)
@@ -475,10 +475,12 @@ def run_or_say_why_not(settings, recipe, splits):
         if state:
             kept = f"the last good checkpoint, of epoch {state['epoch']}"
         print(f"mln_keras.py: {error}; {directory} keeps {kept}", file=sys.stderr)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         print(f"mln_keras.py: --output_dir: cannot write to {directory} ({reason}); --resume "
-              "continues the run from its last checkpoint", file=sys.stderr)
+              "continues the run", file=sys.stderr)
     return None
 
 
@@ -500,8 +502,8 @@ def main(argv):
     """Runs the command line.
 
     Returns:
-        The exit status: 2 for bad input, 1 for a loss that is not finite and for a full disk, 130
-        for Ctrl-C.
+        The exit status: 2 for bad input, 1 for a loss that is not finite or files that cannot be
+        written, 130 for Ctrl-C.
     """
     try:
         with contextlib.ExitStack() as claims:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import importlib.metadata
 import json
 import math
@@ -182,6 +183,9 @@ def save_checkpoint(directory, model, state, best=None):
     """
     path = _checkpoint(directory, state["epoch"])
     path.parent.mkdir(exist_ok=True)
+    size = 4 * sum(math.prod(variable.shape) for variable in _variables(model))
+    if shutil.disk_usage(directory).free < 3 * size:  # or HDF5 would crash Python at its end
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with atomic_write(path) as temporary:
         temporary.mkdir()
         model.save_weights(temporary / "model.weights.h5")

@@ -122,16 +122,19 @@ class TwoPhaseModel(keras.Model):
                 `tf.distribute` it is 1, as Keras fails with more.
 
         Raises:
-            ValueError: where one optimizer is given twice, and for a classifier without trainable
-                weights.
+            ValueError: where one optimizer is given twice.
         """
-        if not self.classifier.trainable_variables:
-            raise ValueError("classifier: expected trainable weights, found none; all are frozen")
         if optimizer is meta_optimizer:
             raise ValueError(
                 "meta_optimizer: expected another optimizer than `optimizer`, received the same; "
                 "each keeps the state of its own weights"
             )
+        self._compile_arguments = {
+            "metrics": metrics,
+            "jit_compile": jit_compile,
+            "run_eagerly": run_eagerly,
+            "steps_per_execution": steps_per_execution,
+        }
         with self.distribute_strategy.scope():
             if tf.distribute.has_strategy():
                 steps_per_execution = 1
@@ -147,12 +150,6 @@ class TwoPhaseModel(keras.Model):
         self.meta_optimizer = keras.optimizers.get(
             keras.optimizers.Adam(1e-2, epsilon=1e-8) if meta_optimizer is None else meta_optimizer
         )
-        self._compile_arguments = {
-            "metrics": metrics,
-            "jit_compile": jit_compile,
-            "run_eagerly": run_eagerly,
-            "steps_per_execution": steps_per_execution,
-        }
         self._compile_metrics.build(  # tf.distribute needs every variable before the first step
             keras.KerasTensor((None,), "int32"), keras.KerasTensor((None, self.num_classes))
         )
@@ -213,6 +210,8 @@ class TwoPhaseModel(keras.Model):
             )
         if not self.compiled:
             raise ValueError("fit: call compile() before fit()")
+        if not self.classifier.trainable_variables:
+            raise ValueError("classifier: expected trainable weights, found none; all are frozen")
         warmup_end = min(epochs, self.warmup_epochs)
         warms_up = initial_epoch < warmup_end and self.phase == 1
         if meta_data is None and epochs > warmup_end:
@@ -240,11 +239,16 @@ class TwoPhaseModel(keras.Model):
                 )
         elif training_data.is_endless:
             raise ValueError("steps_per_epoch: needed for x, a tf.data.Dataset without end")
-        if kwargs.get("validation_data") is not None:
+        validation_data = kwargs.get("validation_data")
+        if validation_data is not None:
             pipeline.check_evaluated(
-                "validation_data", kwargs["validation_data"], self.image_shape, self.num_classes,
+                "validation_data", validation_data, self.image_shape, self.num_classes,
                 training_data.image_dtype,
             )
+            if kwargs.get("validation_steps") is None and pipeline.is_endless(validation_data):
+                raise ValueError(
+                    "validation_steps: needed for validation_data, a tf.data.Dataset without end"
+                )
         checks.image_dtype(training_data.image_dtype, self.image_dtype)
         self.image_dtype, self._held = training_data.image_dtype, training_data.held
 
@@ -342,18 +346,17 @@ class TwoPhaseModel(keras.Model):
         results = self.get_metrics_result()
         return {n: results[n] for n in results if phase_2 or n not in self.phase_2_metrics}
 
-    def evaluate(self, x=None, y=None, **kwargs):
-        """As `keras.Model.evaluate`; `x` may be a pair (images, labels) too.
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.evaluate`, without sample weights; `x` may be a pair (images, labels).
 
         Raises:
             ValueError: for data that do not fit the model, one line that names the argument.
         """
+        data = x if y is None or isinstance(x, tf.data.Dataset) else (x, y)
+        pipeline.check_evaluated("x", data, self.image_shape, self.num_classes, self.image_dtype)
         if y is None and isinstance(x, (tuple, list)):
             x, y = x
-        pipeline.check_evaluated(
-            "x", x if y is None else (x, y), self.image_shape, self.num_classes, self.image_dtype
-        )
-        return super().evaluate(x, y, **kwargs)
+        return super().evaluate(x, y, *args, **kwargs)
 
     def test_step(self, batch):
         """Measures a batch, or the batches ((images, labels),) of `pipeline.in_one_call`."""

@@ -206,12 +206,13 @@ def main(arguments, runs, table):
         print(table(read(arguments.results)), end="")
         return 0
 
-    def keep():
-        results = collect(runs, arguments.output_dir)
+    def keep(failed=()):
+        results = collect([name for name in runs if name not in failed], arguments.output_dir)
         write(arguments.results, results)
         arguments.results.with_suffix(".md").write_text(table(results))
 
     failed = train(runs, arguments.output_dir, arguments.jobs, keep)
+    keep(failed)
     print(f"\n{table(read(arguments.results))}", end="")
     return exit_status(failed)
 

@@ -62,6 +62,8 @@ def images(name, images, image_shape, dtype=None):
     """
     shape = getattr(images, "shape", None)
     expected = ("N", *image_shape)
+    if getattr(shape, "rank", len(expected)) is None:
+        shape = None
     if shape is None or len(shape) != len(expected) or any(
         None not in pair and len(set(pair)) == 2
         for pair in zip(image_shape, shape[1:], strict=True)
@@ -83,9 +85,10 @@ def labels(name, labels, count, num_classes, allow_unlabeled=False):
     """
     labels = np.asarray(labels)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        hint = "; of one-hot labels pass argmax(-1)" if labels.ndim == 2 else ""
         raise ValueError(
             f"{name}: expected integer labels of shape ({count},), one an image, received "
-            f"{labels.dtype} {labels.shape}; of one-hot labels pass argmax(-1)"
+            f"{labels.dtype} {labels.shape}{hint}"
         )
     lowest = -1 if allow_unlabeled else 0
     wrong = (labels < lowest) | (labels >= num_classes)

@@ -19,7 +19,8 @@ class ImageFiles:
     orientation, and transparency, are left out.
 
     Args:
-        paths: N file names: JPEG, PNG, BMP, WebP that does not move, or GIF (its first frame).
+        paths: N file names: JPEG, PNG, BMP, WebP that neither moves nor is transparent,
+            or GIF (its first frame).
         size: (H, W) of the images.
         resize: (height, width) before the centre is taken, at least `size`; None is `size`.
 
@@ -41,13 +42,14 @@ class ImageFiles:
     dtype = np.dtype("uint8")
 
     def __init__(self, paths, size, resize=None):
-        if isinstance(paths, str | os.PathLike):
+        if isinstance(paths, str | bytes | os.PathLike):
             raise ValueError(f"paths: expected a list of file names, received {paths!r}")
-        for name, pair in (("size", size), ("resize", resize or size)):
+        resize = size if resize is None else resize
+        for name, pair in (("size", size), ("resize", resize)):
             if np.shape(pair) != (2,):
                 raise ValueError(f"{name}: expected (height, width), received {pair!r}")
         self.paths = np.array([os.fspath(path) for path in paths], dtype=object)
-        self.size, self.resize = tuple(size), tuple(resize or size)
+        self.size, self.resize = tuple(size), tuple(resize)
         if any(before < after for before, after in zip(self.resize, self.size, strict=True)):
             raise ValueError(f"resize: expected at least size={self.size}, received {self.resize}")
         self.shape = (len(self.paths), *self.size, 3)
@@ -151,6 +153,8 @@ def from_directory(directory, size, resize=None, class_names=None):
         raise ValueError(f"{directory}: expected a directory with a folder for each class")
     found = sorted(entry.name for entry in _shown(directory) if entry.is_dir())
     names = tuple(found if class_names is None else class_names)
+    if isinstance(class_names, str) or len(set(names)) < len(names):
+        raise ValueError(f"class_names: expected a list of different names, received {class_names}")
     unknown = sorted(set(found) - set(names))
     if unknown:
         raise ValueError(f"{directory}: expected folders of class_names, found {unknown[0]} too")
@@ -167,6 +171,8 @@ def from_directory(directory, size, resize=None, class_names=None):
             raise ValueError(f"{folder}: expected images ({', '.join(ENDINGS)}), found none")
         paths += sorted(files)
         labels += [label] * len(files)
+    if not paths:
+        raise ValueError(f"{directory}: expected images in the folders of class_names, found none")
     return ImageFiles(paths, size, resize), np.array(labels, np.int32), names
 
 

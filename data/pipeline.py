@@ -250,7 +250,7 @@ class TrainingData:
                 self._labeled = functools.partial(ordered, images, labels, name="x with labels")
         one = range(1)
         self.has_known_length = steps_an_epoch(self._every(epochs=one), one) is not None
-        self.is_endless = int(self._every(epochs=one).cardinality()) == tf.data.INFINITE_CARDINALITY
+        self.is_endless = is_endless(self._every(epochs=one))
         if warms_up:
             self._labeled(epochs=one)  # refuses too few
         if isinstance(meta, tf.data.Dataset):
@@ -262,7 +262,7 @@ class TrainingData:
             missing = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
             if missing.size and len(labels):
                 names = ", ".join(map(str, missing))
-                text = f"{NO_META_SAMPLE} {names}; phase 2 may unlearn it"
+                text = f"{NO_META_SAMPLE} {names}, so phase 2 may unlearn what it is"
                 warnings.warn(text, UserWarning, stacklevel=3)  # of the call of `fit`
             if isinstance(images, ImageFiles) and images.nbytes <= HELD_BYTES:
                 images = np.asarray(images)  # they come round many times an epoch, always the same
@@ -286,7 +286,8 @@ def check_evaluated(name, data, image_shape, num_classes, dtype):
 
     Args:
         name: of the argument, for the error.
-        data: (images, labels), a tf.data.Dataset of such batches or of `in_one_call`; others pass.
+        data: (images, labels), a tf.data.Dataset of such batches or of `in_one_call`; what Keras
+            takes besides passes.
         image_shape, num_classes, dtype: as `TrainingData` has them.
 
     Raises:
@@ -295,10 +296,16 @@ def check_evaluated(name, data, image_shape, num_classes, dtype):
     if isinstance(data, tf.data.Dataset):
         if not isinstance(data.element_spec, tuple) or len(data.element_spec) != 1:
             _check_spec(name, data, image_shape, dtype)
-    elif isinstance(data, (tuple, list)):
+    elif isinstance(data, (tuple, list)) or hasattr(data, "shape"):
         images, labels = _pair(name, data)
         checks.images(name, images, image_shape, dtype)
         checks.labels(name, labels, len(images), num_classes, allow_unlabeled=True)
+
+
+def is_endless(data):
+    """Whether this is a tf.data.Dataset known to have no end."""
+    is_dataset = isinstance(data, tf.data.Dataset)
+    return is_dataset and int(data.cardinality()) == tf.data.INFINITE_CARDINALITY
 
 
 def _repeated(dataset, epochs):

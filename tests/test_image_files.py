@@ -64,8 +64,13 @@ def test_class_names_number_the_classes_of_another_directory(files, pixels, tmp_
     assert names == ("c", "b", "a")
     np.testing.assert_array_equal(labels, np.ones(12))
     np.testing.assert_array_equal(images, pixels[::2])
-    with pytest.raises(ValueError, match="expected folders of class_names, found b too"):
-        from_directory(files, (6, 8), class_names=("c", "a"))
+    for names, message in (
+        (("c", "a"), "expected folders of class_names, found b too"),
+        (("a", "b", "a"), "class_names: expected a list of different names"),
+        ("ab", "class_names: expected a list of different names"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_directory(files, (6, 8), class_names=names)
 
 
 def test_batches_have_one_known_shape(files):

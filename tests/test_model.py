@@ -926,6 +926,13 @@ BAD_DATA = {
         lambda d: d | {"validation_data": (d["x"] / 255, d["y"])},
         "validation_data: images: expected uint8",
     ),
+    "validation images alone": (
+        lambda d: d | {"validation_data": d["x"]}, r"validation_data: expected \(images, labels\)"
+    ),
+    "validation without end": (
+        lambda d: d | {"validation_data": batched((d["x"], d["y"])).repeat()},
+        "validation_steps: needed for validation_data, a tf.data.Dataset without end",
+    ),
     "steps without end": (
         lambda d: d | {"x": batched((d["x"], d["y"])).repeat(), "y": None},
         "steps_per_epoch: needed for x, a tf.data.Dataset without end",
@@ -963,7 +970,7 @@ def test_labels_of_a_data_set_are_refused_when_they_come_up(images, name, label)
 def test_a_meta_set_without_a_class_is_warned_of(images):
     x, y = images(40, seed=1)
     some = (x[y % 2 == 0], y[y % 2 == 0])
-    with pytest.warns(UserWarning, match="holds no sample of class 1, 3; phase 2") as caught:
+    with pytest.warns(UserWarning, match="holds no sample of class 1, 3, so phase 2") as caught:
         compiled(dense_net()).fit(images(40), meta_data=some, batch_size=8, epochs=2, verbose=0)
     assert caught[0].filename == __file__
 
@@ -973,17 +980,22 @@ def test_evaluate_takes_a_pair_and_refuses_what_does_not_fit(images):
     expected = model.evaluate(x, y, verbose=0)
     for pair in ((x, y), batched((x, y))):
         np.testing.assert_allclose(model.evaluate(pair, verbose=0), expected, rtol=1e-5)
-    for wrong in ((x, y + 1), (x[:, 1:], y), (x, np.eye(4)[y]), (x / 255, y)):
+    assert model.evaluate(x, y, 32, 0) == expected
+    for wrong in ((x, y + 1), (x[:, 1:], y), (x, np.eye(4)[y]), (x / 255, y), (x,), ((x, y, y),)):
         with pytest.raises(ValueError, match="^x: ") as error:
             model.evaluate(*wrong, verbose=0)
         assert "\n" not in str(error.value)
 
 
-def test_a_frozen_classifier_is_refused():
-    classifier = dense_net()
-    classifier.trainable = False
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
+def test_a_frozen_classifier_is_loaded_but_not_trained(images, tmp_path):
+    model = fitted(dense_net(), images)
+    model.classifier.trainable = False
+    model.save(tmp_path / "model.keras")
+    loaded, (x, y) = keras.models.load_model(tmp_path / "model.keras"), images(16)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
     with pytest.raises(ValueError, match="^classifier: expected trainable weights"):
-        compiled(classifier)
+        loaded.fit((x, y), meta_data=(x, y), epochs=2, batch_size=8)
 
 
 def test_soft_labels_are_traced_once(images):
