@@ -164,10 +164,10 @@ def test_every_difference_makes_a_difference(monkeypatch):
             patch.setattr(mln_keras, "run", run)
             patch.setattr(outputs, "claim_directory", lambda _: contextlib.nullcontext())
             patch.setattr(data, "LOADERS", data.LOADERS.copy())
-            for module, of in ((mln_keras, "build_model"), (noise, "uniform"),
-                               (layers, "kl_divergence"), (layers, "entropy"),
-                               (pipeline, "batches")):  # fmt: skip
-                patch.setattr(module, of, getattr(module, of))
+            for owner, of in ((mln_keras, "build_model"), (noise, "uniform"),
+                              (layers, "kl_divergence"), (layers, "entropy"),
+                              (pipeline, "batches"), (mln_keras.MetaLabelNet, "build_label_head")):
+                patch.setattr(owner, of, getattr(owner, of))  # put back after each
             with pytest.raises(Trained) as trained:
                 differences.main(["run", name, *flags])
         end = tuple(trained.value.args[0])
