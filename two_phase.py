@@ -135,9 +135,8 @@ class TwoPhaseModel(keras.Model):
             "run_eagerly": run_eagerly,
             "steps_per_execution": steps_per_execution,
         }
-        with self.distribute_strategy.scope():
-            if tf.distribute.has_strategy():
-                steps_per_execution = 1
+        if self._is_distributed():
+            steps_per_execution = 1
         super().compile(
             optimizer=optimizer,
             weighted_metrics=[metrics] if isinstance(metrics, str) else list(metrics or ()),
@@ -309,8 +308,11 @@ class TwoPhaseModel(keras.Model):
 
     def _is_one_program(self):
         """Whether XLA compiles the step, for one device."""
+        return self.jit_compile and not self._is_distributed()
+
+    def _is_distributed(self):
         with self.distribute_strategy.scope():
-            return self.jit_compile and not tf.distribute.has_strategy()
+            return tf.distribute.has_strategy()
 
     def run_step(self, step, batch):
         """Runs a training step, a loop of them where the batch has a leading axis of steps."""

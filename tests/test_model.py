@@ -695,34 +695,6 @@ def test_the_meta_batch_draws_dropout_of_its_own(images):
     assert_same(*drawn)
 
 
-@keras.saving.register_keras_serializable("tests")
-class WithUnused(keras.Model):
-    """Has weights that its output does not depend on."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.flatten, self.hidden = layers.Flatten(), layers.Dense(6, activation="relu")
-        self.top, self.unused = layers.Dense(4), layers.Dense(3)
-
-    def features(self, images):
-        return self.hidden(self.flatten(images) / 255)
-
-    def call(self, images):
-        features = self.features(images)
-        self.unused(features)
-        return self.top(features)
-
-
-def test_weights_that_the_loss_does_not_reach_only_decay(images):
-    classifier = WithUnused()
-    classifier(np.zeros((1, 8, 8, 1), "float32"))
-    before = classifier.unused.kernel.numpy()
-    model = MetaLabelNet(classifier, 1, feature_extractor="features", weight_decay=0.1)
-    model.compile(keras.optimizers.SGD(0.5), jit_compile=False)
-    model.fit(images(8), meta_data=images(8, seed=1), epochs=2, batch_size=8, verbose=0)
-    np.testing.assert_allclose(classifier.unused.kernel, 0.95**2 * before, rtol=1e-6)
-
-
 # ---- what it accepts ----------------------------------------------------------------------------
 
 
@@ -740,6 +712,29 @@ class Subclassed(keras.Model):
 
     def call(self, images):
         return self.top(self.dropout(self.features(images)))
+
+
+@keras.saving.register_keras_serializable("tests")
+class WithUnused(Subclassed):
+    """Has weights that its output does not depend on."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.unused = layers.Dense(3)
+
+    def call(self, images):
+        self.unused(self.features(images))
+        return super().call(images)
+
+
+def test_weights_that_the_loss_does_not_reach_only_decay(images):
+    classifier = WithUnused()
+    classifier(np.zeros((1, 8, 8, 1), "float32"))
+    before = classifier.unused.kernel.numpy()
+    model = MetaLabelNet(classifier, 1, feature_extractor="features", weight_decay=0.1)
+    model.compile(keras.optimizers.SGD(0.5), jit_compile=False)
+    model.fit(images(8), meta_data=images(8, seed=1), epochs=2, batch_size=8, verbose=0)
+    np.testing.assert_allclose(classifier.unused.kernel, 0.95**2 * before, rtol=1e-6)
 
 
 def functional():
