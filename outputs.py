@@ -15,6 +15,7 @@ import time
 import h5py
 import keras
 import numpy as np
+import tensorflow as tf
 
 VERSION = "0.2"  # of this program: another one wherever the same flags give other numbers
 CHECKPOINT_SECONDS = 10
@@ -411,6 +412,7 @@ class RunRecorder(keras.callbacks.Callback):
         self._since = time.monotonic()
         self._saved = self._since if state else -math.inf
         self._best = None  # values of the best epoch, where no checkpoint has them
+        self._values = tf.function(lambda: values(self.model))  # one call, not one a variable
 
     def on_epoch_end(self, epoch, logs=None):
         test = self.model.evaluate(self.test_data, verbose=0, return_dict=True)
@@ -447,7 +449,7 @@ class RunRecorder(keras.callbacks.Callback):
             save_checkpoint(self.directory, self.model, self._state(epoch), self._best)
             self._saved, self._best = now, None
         elif is_best:
-            self._best = values(self.model)
+            self._best = self._values()
         write_history(self.directory, self.rows)
         self._print(row, took)
 

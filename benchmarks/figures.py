@@ -145,13 +145,14 @@ class Sweep:
     values: tuple
     noises: tuple = ("feature_dependent",)
     ratios: tuple = (0.2, 0.4, 0.6, 0.8)
+    by_epoch: bool = False
 
 
 SWEEPS = {
     "figure5": Sweep("meta_size", "meta samples", (100, 500, 1000, 2000, 5000)),
     "figure6": Sweep(
         "warmup_epochs", "epochs of warm-up", (20, 30, 40, 44, 60, 80),
-        grid.NOISES, (0.6,),
+        grid.NOISES, (0.6,), by_epoch=True,
     ),
     "figure7": Sweep(
         "unlabeled_size", "unlabeled samples", (0, 9000, 18000, 27000, 36000, 45000)
@@ -226,6 +227,26 @@ def draw_sweep(sweep, results, path):
     save(figure, path, ("noise", "ratio", "of", sweep.flag, "mean"), rows)
 
 
+def draw_by_epoch(sweep, results, path):
+    """Test accuracy by epoch, a curve a value of the flag: means over the seeds."""
+    cells = cells_of(sweep, results)
+    panels = sorted({cell[:2] for cell in cells})
+    figure = matplotlib.figure.Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    rows = []
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        for (noise, ratio, value), runs in cells.items():
+            if (noise, ratio) == panel:
+                by_epoch = zip(*(run["history"]["test_accuracy"] for run in runs), strict=True)
+                means = [100 * statistics.mean(values) for values in by_epoch]
+                axes.plot(range(1, len(means) + 1), means, label=f"{value:g}")
+                rows += [(noise, ratio, value, n, f"{m:.2f}") for n, m in enumerate(means, 1)]
+        axes.set(xlabel="epoch", title=f"{panel[0].replace('_', '-')} noise, {panel[1]:.0%}")
+        axes.grid(alpha=0.3)
+        axes.legend(title=sweep.label)
+    figure.axes[0].set_ylabel("test accuracy (%)")
+    save(figure, path, ("noise", "ratio", sweep.flag, "epoch", "mean"), rows)
+
+
 def save(figure, path, header, rows):
     with outputs.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
@@ -260,7 +281,8 @@ def main(argv):
     status = grid.main(
         arguments, runs_of(sweep, arguments), lambda results: table(sweep, results)
     )
-    draw_sweep(sweep, grid.read(arguments.results), arguments.picture)
+    draw = draw_by_epoch if sweep.by_epoch else draw_sweep
+    draw(sweep, grid.read(arguments.results), arguments.picture)
     return status
 
 

@@ -44,7 +44,7 @@ def runs_of(arguments):
 
 
 def table(results):
-    """Markdown: a row a noise, ratio and method, then the gain over cross-entropy."""
+    """Markdown: a row a noise, ratio and method, then the gain over cross-entropy, if any."""
     lines = [
         "| noise | method | seeds | warm-up end | best by meta | last epoch | paper |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -61,24 +61,26 @@ def table(results):
         seeds = ", ".join(map(str, sorted(runs)))
         cell = (f"{noise}, {ratio:.0%}", METHODS[method], seeds, *accuracies)
         lines.append(f"| {' | '.join(cell)} | {in_the_paper(noise, ratio, method)} |")
-    lines += [
+    gains = [
         "",
         "Gain over cross-entropy, best by meta, of the seeds that both methods have:",
         "",
         "| noise | seeds | gain | paper |",
         "| --- | --- | --- | --- |",
     ]
+    header = len(gains)
     for noise, ratio in sorted({cell[:2] for cell in cells}):
         ours, theirs = (cells.get((noise, ratio, method), {}) for method in METHODS)
         seeds = sorted(set(ours) & set(theirs))
         if seeds:
-            gains = [ours[seed]["test_accuracy"] - theirs[seed]["test_accuracy"] for seed in seeds]
+            gain = [ours[seed]["test_accuracy"] - theirs[seed]["test_accuracy"] for seed in seeds]
             paper = [in_the_paper(noise, ratio, method) for method in METHODS]
             if all(paper):
                 ours_mean, theirs_mean = (float(cell.split(" ± ")[0]) for cell in paper)
                 paper = [f"{ours_mean - theirs_mean:.2f}"]
             names = ", ".join(map(str, seeds))
-            lines.append(f"| {noise}, {ratio:.0%} | {names} | {quote(gains)} | {paper[0]} |")
+            gains.append(f"| {noise}, {ratio:.0%} | {names} | {quote(gain)} | {paper[0]} |")
+    lines += gains if len(gains) > header else []
     return "\n".join(lines) + "\n"
 
 

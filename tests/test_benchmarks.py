@@ -108,6 +108,7 @@ def test_the_table_quotes_means_gains_and_the_paper():
         "| 79.03 ± 0.26 |",
     ]
     assert lines[-1] == "| uniform, 40% | 0, 1 | 5.50 ± 0.71 | 2.72 |"
+    assert "Gain" not in table1.table([run("metalabelnet", 0, 0.80), run("cross_entropy", 1, 0.75)])
 
 
 def test_runs_of_the_first_seed_come_first_and_take_the_flags():
@@ -132,6 +133,14 @@ def test_what_is_quoted_is_rebuilt_from_the_results(tmp_path):
     rebuilt = (tmp_path / "figure3.csv").read_text()
     assert rebuilt == (root / "results" / "figure3.csv").read_text()
     assert (tmp_path / "figure3.png").read_bytes().startswith(b"\x89PNG")
+    for figure in ("figure6", "section_v_b"):
+        results = root / "results" / f"{figure}.jsonl"
+        sweep, text = figures.SWEEPS[figure], (root / "REPRODUCE.md").read_text()
+        assert figures.table(sweep, grid.read(results)) in text, figure
+        paths = [f"--results={results}", f"--picture={tmp_path / 'sweep.png'}", "--table_only"]
+        assert figures.main([figure, *paths]) == 0
+        rebuilt = (tmp_path / "sweep.csv").read_text()
+        assert rebuilt == (root / "results" / f"{figure}.csv").read_text(), figure
 
 
 def test_every_difference_makes_a_difference(monkeypatch):
@@ -257,7 +266,9 @@ def test_a_sweep_is_drawn_from_its_results(tmp_path):
     def run(value, seed, best, last):
         return {
             "noise": "uniform", "noise_ratio": 0.6, "seed": seed, "warmup_test_accuracy": 0.5,
-            "test_accuracy": best, "last_test_accuracy": last, "flags": {"warmup_epochs": value},
+            "test_accuracy": best, "last_test_accuracy": last,
+            "flags": {"meta_size": value, "warmup_epochs": value},
+            "history": {"test_accuracy": [0.1, best, last]},
         }  # fmt: skip
 
     grid.write(
@@ -265,15 +276,23 @@ def test_a_sweep_is_drawn_from_its_results(tmp_path):
     )
     picture = tmp_path / "p.png"
     arguments = [f"--results={tmp_path / 'r.jsonl'}", f"--picture={picture}", "--table_only"]
-    assert figures.main(["figure6", *arguments]) == 0
+    assert figures.main(["figure5", *arguments]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.with_suffix(".csv").read_text().splitlines() == [
-        "noise,ratio,of,warmup_epochs,mean",
+        "noise,ratio,of,meta_size,mean",
         "uniform,0.6,best by meta,20,60.00",
         "uniform,0.6,best by meta,44,75.00",
         "uniform,0.6,last epoch,20,60.00",
         "uniform,0.6,last epoch,44,65.00",
     ]
+    picture.unlink()
+    assert figures.main(["figure6", *arguments]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.with_suffix(".csv").read_text().splitlines() == [
+        "noise,ratio,warmup_epochs,epoch,mean",
+        "uniform,0.6,20,1,10.00", "uniform,0.6,20,2,60.00", "uniform,0.6,20,3,60.00",
+        "uniform,0.6,44,1,10.00", "uniform,0.6,44,2,75.00", "uniform,0.6,44,3,65.00",
+    ]  # fmt: skip
 
 
 def test_figure_4_measures_the_change_of_the_soft_labels(tmp_path, monkeypatch):
