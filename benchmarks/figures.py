@@ -110,8 +110,7 @@ def figure4(arguments):
     path, failed = arguments.picture.with_suffix(".csv"), []
     header = ("run", "epoch", "mean", "variance")
     if arguments.table_only:
-        with open(path, newline="") as file:
-            rows = list(csv.reader(file))[1:]
+        rows = list(csv.reader(grid.lines_of(path)))[1:]
     else:
         runs = figure4_runs(arguments)
         failed = grid.train(runs, arguments.output_dir, arguments.jobs)

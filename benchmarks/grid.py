@@ -141,7 +141,14 @@ def write(path, results):
 
 
 def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in lines_of(path)]
+
+
+def lines_of(path):
+    """Lines of a file that runs have made; ends the program, with a line, where there is none."""
+    if not path.exists():
+        sys.exit(f"{path} is not there yet: it is made from runs, without --table_only")
+    return path.read_text().splitlines()
 
 
 def numbers(kind):
@@ -171,7 +178,7 @@ def parse(description, argv, define, seeds):
     )
     add = parser.add_argument
     define(add)
-    add("--output_dir", type=pathlib.Path, help="of the runs' directories; default: runs/NAME")
+    add("--output_dir", type=pathlib.Path, help="default: runs/ and the name of --results")
     add("--results", type=pathlib.Path, help="default: results/NAME.jsonl")
     add("--dataset", default="cifar10")
     add("--seeds", type=numbers(int), default=seeds)
@@ -186,8 +193,8 @@ def parse(description, argv, define, seeds):
 
 def name_files(arguments, name):
     """Fills in the paths that were not given."""
-    arguments.output_dir = arguments.output_dir or pathlib.Path("runs") / name
     arguments.results = arguments.results or pathlib.Path("results") / f"{name}.jsonl"
+    arguments.output_dir = arguments.output_dir or pathlib.Path("runs") / arguments.results.stem
     return arguments
 
 

@@ -120,6 +120,15 @@ def test_runs_of_the_first_seed_come_first_and_take_the_flags():
         assert ("--noise=uniform" in flags) != ("--noise_probs=p.npy" in flags)
 
 
+def test_the_runs_of_other_results_lie_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert table1.parse([]).output_dir == Path("runs/table1")
+    assert table1.parse(["--results=results/float32.jsonl"]).output_dir == Path("runs/float32")
+    for figure, file in (("figure3", "table1.jsonl"), ("figure4", "figure4.csv")):
+        with pytest.raises(SystemExit, match=f"results/{file} is not there yet"):
+            figures.main([figure, "--table_only"])
+
+
 def test_what_is_quoted_is_rebuilt_from_the_results(tmp_path):
     root = Path(__file__).resolve().parents[1]
     runs = grid.read(root / "results" / "table1.jsonl")
