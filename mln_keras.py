@@ -125,8 +125,7 @@ class MetaLabelNet(TwoPhaseModel):
             classifier, feature_extractor, self.image_shape
         )
         self.label_head = self.build_label_head(num_features)
-        self._last_layer = layers.last_dense(classifier)
-        shapes = [w.shape for w in getattr(self._last_layer, "weights", [])]
+        shapes = [w.shape for w in getattr(layers.last_dense(classifier), "weights", [])]
         if label_head_init == "classifier" and shapes != [w.shape for w in self.label_head.weights]:
             raise ValueError(
                 "label_head_init: 'classifier' needs a functional or Sequential classifier whose "
@@ -189,9 +188,8 @@ class MetaLabelNet(TwoPhaseModel):
         for frozen, weight in zip(self.frozen_weights, self.classifier.weights, strict=True):
             frozen.assign(weight)
         if self.label_head_init == "classifier":
-            for start, weight in zip(
-                self.label_head.weights, self._last_layer.weights, strict=True
-            ):
+            last_layer = layers.last_dense(self.classifier)
+            for start, weight in zip(self.label_head.weights, last_layer.weights, strict=True):
                 start.assign(weight)
         self.phase.assign(2)
 
@@ -320,7 +318,7 @@ class Recipe:
             0..255 to logits (N, C).
         build_augmentation: function without arguments, returns a layer for uint8 images.
         noise: one of `data.corruption.NAMES`.
-        noise_ratio: share of wrong labels, in [0, 1].
+        noise_ratio: share of wrong labels, in [0, 1]; see `data.corruption.corrupt`.
         meta_size, batch_size: samples.
         epochs: of both phases, the first `warmup_epochs` of them phase 1.
         learning_rate: λ; divided by 10 at each of the epochs (0-based) in `learning_rate_drops`.
@@ -405,7 +403,7 @@ def load_splits(settings, recipe):
 
 
 def build_model(settings, recipe):
-    """The recipe's model, compiled; what it is trained to is a function of the seed."""
+    """The recipe's model, compiled. Sets Keras' global seed and dtype policy, which stay so."""
     keras.utils.set_random_seed(settings["seed"])
     keras.config.set_dtype_policy("mixed_bfloat16" if settings["mixed_precision"] else "float32")
     trains_phase_2 = settings["method"] == "metalabelnet"

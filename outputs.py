@@ -289,8 +289,6 @@ def summarize(rows, warmup_epochs):
 
 def versions():
     """Versions of what computes, and the device."""
-    import tensorflow as tf
-
     gpus = tf.config.list_physical_devices("GPU")
     device = tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else "CPU"
     packages = ("tensorflow", "keras", "numpy", "tensorflow-datasets")

@@ -3,21 +3,18 @@
 What is learned, and from what, is in mln_keras.py; here is how Keras gets there.
 """
 
+import contextlib
 import functools
 import math
 import re
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
 import layers
 from data import checks, image_files, pipeline
-
-FIT_ARGUMENTS = (  # of keras.Model.fit, passed on
-    "validation_data", "validation_batch_size", "validation_freq", "validation_steps",
-    "steps_per_epoch",
-)  # fmt: skip
 
 
 class TwoPhaseCallbacks(keras.callbacks.CallbackList):
@@ -56,19 +53,18 @@ class TwoPhaseCallbacks(keras.callbacks.CallbackList):
         super().on_epoch_begin(epoch, logs)
 
     def _on_train_batch_end(self, batch, logs=None):
-        logs = {name: float(value) for name, value in logs.items()}
         if not math.isfinite(logs["loss"]):
             raise FloatingPointError(
                 f"training stopped at epoch {self._epoch + 1}, step "
                 f"{(batch + 1) * self.model.loop_length}: "
-                f"the loss is {logs['loss']}; lower the learning rates"
+                f"the loss is {float(logs['loss'])}; lower the learning rates"
             )
         super()._on_train_batch_end(batch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
         if self._async_train:
             self._flush_futures()
-        logs = {name: float(value) for name, value in logs.items()}
+        logs = {n: float(v) if np.ndim(v) == 0 else np.asarray(v) for n, v in logs.items()}
         every_column = logs | {n: math.nan for n in self._metric_names if n not in logs}
         if self._progbar is not None:  # first, so that what others print comes below the bar
             self._progbar.on_epoch_end(epoch, logs)
@@ -94,8 +90,9 @@ class TwoPhaseModel(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**({"dtype": keras.config.floatx()} | kwargs))
         self.image_dtype = None
-        self.phase_in_training = self.loop_length = 1
-        self._held = (None, None)
+        self.phase_in_training = 1  # which step is traced; `phase` is what saving saves
+        self.loop_length = 1
+        self._held = (None, None)  # noisy and meta images on the GPU; batches are their row numbers
 
     def compile(
         self,
@@ -109,7 +106,8 @@ class TwoPhaseModel(keras.Model):
         """Configures training. The losses are the algorithm's and cannot be chosen.
 
         Args:
-            optimizer: of the classifier, λ in Eq. 13; the paper's is SGD with momentum 0.9.
+            optimizer: of the classifier, λ in Eq. 13; the paper's is SGD with momentum 0.9. One
+                with `use_ema` puts its means in the weights' place at the end of each phase.
             meta_optimizer: of the label head, β in Eq. 10; another instance than `optimizer`.
                 None is the paper's Adam, 1e-2.
             metrics: Keras metrics of (given labels, class probabilities); they take sample
@@ -122,8 +120,9 @@ class TwoPhaseModel(keras.Model):
                 `tf.distribute` it is 1, as Keras fails with more.
 
         Raises:
-            ValueError: where one optimizer is given twice.
+            ValueError: where one optimizer is given twice, or no step runs in a call.
         """
+        checks.integer("steps_per_execution", steps_per_execution, 1)
         if optimizer is meta_optimizer:
             raise ValueError(
                 "meta_optimizer: expected another optimizer than `optimizer`, received the same; "
@@ -135,11 +134,12 @@ class TwoPhaseModel(keras.Model):
             "run_eagerly": run_eagerly,
             "steps_per_execution": steps_per_execution,
         }
+        is_one = isinstance(metrics, str | keras.metrics.Metric)
         if self._is_distributed():
             steps_per_execution = 1
         super().compile(
             optimizer=optimizer,
-            weighted_metrics=[metrics] if isinstance(metrics, str) else list(metrics or ()),
+            weighted_metrics=[metrics] if is_one else list(metrics or ()),
             jit_compile=jit_compile,
             run_eagerly=run_eagerly,
             steps_per_execution=steps_per_execution,
@@ -165,9 +165,13 @@ class TwoPhaseModel(keras.Model):
         batch_size=128,
         epochs=1,
         initial_epoch=0,
+        steps_per_epoch=None,
+        validation_data=None,
+        validation_batch_size=None,
+        validation_freq=1,
+        validation_steps=None,
         verbose="auto",
         callbacks=None,
-        **kwargs,
     ):
         """Trains both phases; epochs from `warmup_epochs` on are phase 2.
 
@@ -180,20 +184,21 @@ class TwoPhaseModel(keras.Model):
                 also -1, for a sample without a label.
             meta_data: the clean data, a pair or a Dataset likewise; its batches come round in their
                 order, on across the epochs, and the samples of an array that do not fill a batch
-                sit out. May be left out where no epoch of phase 2 is asked for: then this is
-                plain cross-entropy training.
+                sit out. Where the length of one of the two Datasets is unknown, every epoch begins
+                with the first meta batch. May be left out where no epoch of phase 2 is asked for:
+                then this is plain cross-entropy training.
             unlabeled_data: images, or a Dataset of image batches where x is one, for phase 2 only.
             batch_size: N_b for arrays; a Dataset has its own.
             epochs, verbose, callbacks: as `keras.Model.fit`.
             initial_epoch: how many epochs the model has been trained for, to continue there.
-            **kwargs: `FIT_ARGUMENTS`, as `keras.Model.fit`; `validation_data` as `meta_data`, and
-                with labels -1 too; `steps_per_epoch` for a Dataset without end only.
+            steps_per_epoch: for a Dataset without end only.
+            validation_data: as `meta_data`, and with labels -1 too.
+            validation_batch_size, validation_freq, validation_steps: as `keras.Model.fit`.
 
         Returns:
             keras.callbacks.History; the metrics that only phase 2 has are NaN in warm-up.
 
         Raises:
-            TypeError: for another argument.
             ValueError: for data that do not fit together, one line that names the argument (for
                 labels in a Dataset when they come up), and before `compile`.
             FloatingPointError: where the loss is not finite, with epoch and step.
@@ -201,12 +206,6 @@ class TwoPhaseModel(keras.Model):
         Warns:
             UserWarning: naming the classes of which a meta set of arrays holds no sample.
         """
-        unknown = sorted(set(kwargs) - set(FIT_ARGUMENTS))
-        if unknown:
-            raise TypeError(
-                f"fit: expected no argument but its own and {', '.join(FIT_ARGUMENTS)}; received "
-                f"{', '.join(unknown)}"
-            )
         if not self.compiled:
             raise ValueError("fit: call compile() before fit()")
         if not self.classifier.trainable_variables:
@@ -229,8 +228,8 @@ class TwoPhaseModel(keras.Model):
             self.num_classes, batch_size, seed=self.seed,
             warms_up=bool(warms_up), holds=self._is_one_program(),
         )
-        if kwargs.get("steps_per_epoch") is not None:
-            checks.integer("steps_per_epoch", kwargs["steps_per_epoch"], 1)
+        if steps_per_epoch is not None:
+            checks.integer("steps_per_epoch", steps_per_epoch, 1)
             if training_data.has_known_length:
                 raise ValueError(
                     "steps_per_epoch: is for a tf.data.Dataset without end, as an epoch of any "
@@ -238,13 +237,12 @@ class TwoPhaseModel(keras.Model):
                 )
         elif training_data.is_endless:
             raise ValueError("steps_per_epoch: needed for x, a tf.data.Dataset without end")
-        validation_data = kwargs.get("validation_data")
         if validation_data is not None:
-            pipeline.check_evaluated(
+            validation_data = pipeline.check_evaluated(
                 "validation_data", validation_data, self.image_shape, self.num_classes,
                 training_data.image_dtype,
             )
-            if kwargs.get("validation_steps") is None and pipeline.is_endless(validation_data):
+            if validation_steps is None and pipeline.is_endless(validation_data):
                 raise ValueError(
                     "validation_steps: needed for validation_data, a tf.data.Dataset without end"
                 )
@@ -261,8 +259,10 @@ class TwoPhaseModel(keras.Model):
         watch.begin()  # here BackupAndRestore restores, and sets _initial_epoch
         initial_epoch, self._initial_epoch = self._initial_epoch or initial_epoch, None
         fit_phase = functools.partial(
-            self._fit_phase, callbacks=watch, verbose=verbose, **kwargs
-        )
+            self._fit_phase, callbacks=watch, verbose=verbose, steps_per_epoch=steps_per_epoch,
+            validation_data=validation_data, validation_batch_size=validation_batch_size,
+            validation_freq=validation_freq, validation_steps=validation_steps,
+        )  # fmt: skip
         try:
             if initial_epoch < warmup_end and self.phase == 1:
                 fit_phase(1, training_data.warm_up, range(initial_epoch, warmup_end))
@@ -276,10 +276,12 @@ class TwoPhaseModel(keras.Model):
         watch.finish()
         return self.history
 
-    def _fit_phase(self, phase, batches_of, epochs, callbacks, verbose, **kwargs):
+    def _fit_phase(self, phase, batches_of, epochs, callbacks, steps_per_epoch, **kwargs):
         dataset = batches_of(epochs)
-        steps = kwargs.pop("steps_per_epoch", None) or pipeline.steps_an_epoch(dataset, epochs)
+        steps = steps_per_epoch or pipeline.steps_an_epoch(dataset, epochs)
         self.phase_in_training, self.loop_length = phase, 1
+        # Keras' own loop over steps is no XLA program, as that could not read from tf.data: a
+        # program gets its steps' batches stacked, and `run_step` loops over them.
         a_call = self._steps_a_call
         if steps:
             a_call = pipeline.largest_divisor(steps, a_call)
@@ -293,18 +295,11 @@ class TwoPhaseModel(keras.Model):
             self.test_function = self.predict_function = None  # they hold the number before
         callbacks.set_params(callbacks.params | {"steps": steps})
         self.make_train_function(force=True)
-        try:
+        with _data_errors():
             super().fit(
                 dataset, epochs=epochs.stop, initial_epoch=epochs.start, steps_per_epoch=steps,
-                callbacks=callbacks, verbose=verbose, shuffle=False, **kwargs,
+                callbacks=callbacks, shuffle=False, **kwargs,
             )
-        except tf.errors.InvalidArgumentError as error:
-            wrong_labels = re.search(r"\w+: expected labels in \[0, \d+\)", str(error))
-            if wrong_labels is not None:
-                raise ValueError(wrong_labels[0]) from None
-            if "DecodeImage" in str(error):
-                raise ValueError(image_files.DAMAGED) from None
-            raise
 
     def _is_one_program(self):
         """Whether XLA compiles the step, for one device."""
@@ -352,13 +347,17 @@ class TwoPhaseModel(keras.Model):
         """As `keras.Model.evaluate`, without sample weights; `x` may be a pair (images, labels).
 
         Raises:
-            ValueError: for data that do not fit the model, one line that names the argument.
+            ValueError: for data that do not fit the model, one line that names the argument (for
+                labels in a Dataset when they come up).
         """
-        data = x if y is None or isinstance(x, tf.data.Dataset) else (x, y)
-        pipeline.check_evaluated("x", data, self.image_shape, self.num_classes, self.image_dtype)
-        if y is None and isinstance(x, (tuple, list)):
-            x, y = x
-        return super().evaluate(x, y, *args, **kwargs)
+        if not kwargs.get("_use_cached_eval_dataset"):  # of `fit`, which has checked them
+            data = x if y is None or isinstance(x, tf.data.Dataset) else (x, y)
+            data = pipeline.check_evaluated(
+                "x", data, self.image_shape, self.num_classes, self.image_dtype
+            )
+            x, y = data if isinstance(data, (tuple, list)) else (data, None)
+        with _data_errors():
+            return super().evaluate(x, y, *args, **kwargs)
 
     def test_step(self, batch):
         """Measures a batch, or the batches ((images, labels),) of `pipeline.in_one_call`."""
@@ -440,6 +439,21 @@ class TwoPhaseModel(keras.Model):
         for name, variable in random_states.items():
             variable.assign(store[name])
         super().load_own_variables({n: store[n] for n in store.keys() if n not in random_states})
+
+
+@contextlib.contextmanager
+def _data_errors():
+    """Turns what TensorFlow says of a wrong label or a damaged file into one line."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        wanted = r"\w+: expected labels in \[0, \d+\)( or -1 \(no label\))?"
+        wrong_labels = re.search(wanted, str(error))
+        if wrong_labels is not None:
+            raise ValueError(wrong_labels[0]) from None
+        if "DecodeImage" in str(error):
+            raise ValueError(image_files.DAMAGED) from None
+        raise
 
 
 def _loop(step, batches, length):

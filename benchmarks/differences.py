@@ -24,7 +24,7 @@ import data
 import data.noise
 import layers
 import mln_keras
-from data import pipeline
+from data import corruption, pipeline
 
 
 def with_model(change):
@@ -321,7 +321,7 @@ def table(results):
 
 def parse(argv):
     def define(add):
-        add("--noises", type=grid.numbers(str), default=list(grid.NOISES))
+        add("--noises", type=grid.names(corruption.NAMES), default=list(grid.NOISES))
         add("--differences", type=grid.names(DIFFERENCES), default=list(DIFFERENCES))
 
     return grid.name_files(grid.parse(__doc__, argv, define, seeds=[0, 1]), "differences")

@@ -96,7 +96,8 @@ def _visible_gpus():
         found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
     except OSError:
         return [None]
-    return [str(i) for i, _ in enumerate(found.splitlines())] or [None]
+    count = sum(line.startswith("GPU ") for line in found.splitlines())
+    return [str(i) for i in range(count)] or [None]
 
 
 def collect(runs, directory):

@@ -15,6 +15,8 @@ import sys
 import grid
 from grid import quote
 
+from data import corruption
+
 METHODS = {"metalabelnet": "MetaLabelNet", "cross_entropy": "cross-entropy"}
 RATIOS = (0.2, 0.4, 0.6, 0.8)
 PAPER = {  # Table I, rows "Ours" and "Cross Entropy": mean and standard deviation of 4 runs
@@ -86,7 +88,7 @@ def table(results):
 
 def parse(argv):
     def define(add):
-        add("--noises", type=grid.numbers(str), default=list(grid.NOISES))
+        add("--noises", type=grid.names(corruption.NAMES), default=list(grid.NOISES))
         add("--ratios", type=grid.numbers(float), default=list(RATIOS))
         add("--methods", type=grid.names(METHODS), default=list(METHODS))
 

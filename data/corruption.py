@@ -15,7 +15,8 @@ def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None
     Args:
         source: the `Source`.
         name: one of `NAMES`.
-        ratio: share of wrong labels; for "human" it says which of CIFAR-10N's label sets.
+        ratio: share of wrong labels; for "class_dependent" of the classes that flip, on CIFAR-10
+            five of the ten; for "human" it says which of CIFAR-10N's label sets.
         seed: non-negative integer.
         data_dir: TensorFlow Datasets directory, for "human".
         probabilities_file: .npy for "feature_dependent"; None trains a teacher, whose

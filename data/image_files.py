@@ -48,7 +48,7 @@ class ImageFiles:
         for name, pair in (("size", size), ("resize", resize)):
             if np.shape(pair) != (2,):
                 raise ValueError(f"{name}: expected (height, width), received {pair!r}")
-        self.paths = np.array([os.fspath(path) for path in paths], dtype=object)
+        self.paths = np.array([os.fsdecode(path) for path in paths], dtype=object)
         self.size, self.resize = tuple(size), tuple(resize)
         if any(before < after for before, after in zip(self.resize, self.size, strict=True)):
             raise ValueError(f"resize: expected at least size={self.size}, received {self.resize}")

@@ -92,7 +92,9 @@ def mix(noisy, unlabeled, epochs=range(1)):
             "use tf.data.experimental.assert_cardinality on the noisy and the unlabeled one"
         )
     without_labels = unlabeled.map(
-        lambda images: (images, -tf.ones(tf.shape(images)[:1], tf.int32))
+        lambda images: (
+            tf.cast(images, noisy.element_spec[0].dtype), -tf.ones(tf.shape(images)[:1], tf.int32)
+        )
     )
     total = sum(counts)
     choices = tf.data.Dataset.range(total).map(
@@ -109,7 +111,7 @@ def with_meta(noisy, meta, epochs=range(1)):
 
     Args:
         noisy, meta: tf.data.Dataset of batches, noisy those of the epochs, meta the meta set once.
-            Where the meta set's length is unknown, every epoch begins with its first batch.
+            Where the length of one is unknown, every epoch begins with the first meta batch.
         epochs: range of the epochs' numbers.
 
     Returns:
@@ -282,7 +284,7 @@ class TrainingData:
 
 
 def check_evaluated(name, data, image_shape, num_classes, dtype):
-    """Refuses what `evaluate` cannot measure: arrays, or the shapes and dtypes of a Dataset.
+    """Refuses what `evaluate` cannot measure; labels of a Dataset are refused when they come up.
 
     Args:
         name: of the argument, for the error.
@@ -290,16 +292,20 @@ def check_evaluated(name, data, image_shape, num_classes, dtype):
             takes besides passes.
         image_shape, num_classes, dtype: as `TrainingData` has them.
 
+    Returns:
+        The data; a Dataset with int32 labels.
+
     Raises:
         ValueError: one line that names the argument, what is wrong and what is allowed.
     """
     if isinstance(data, tf.data.Dataset):
         if not isinstance(data.element_spec, tuple) or len(data.element_spec) != 1:
-            _check_spec(name, data, image_shape, dtype)
+            return _checked_dataset(name, data, image_shape, num_classes, dtype, lowest=-1)
     elif isinstance(data, (tuple, list)) or hasattr(data, "shape"):
         images, labels = _pair(name, data)
         checks.images(name, images, image_shape, dtype)
         checks.labels(name, labels, len(images), num_classes, allow_unlabeled=True)
+    return data
 
 
 def is_endless(data):
@@ -361,13 +367,13 @@ def _check_spec(name, dataset, image_shape, dtype):
         )
 
 
-def _checked_dataset(name, dataset, image_shape, num_classes, dtype=None):
+def _checked_dataset(name, dataset, image_shape, num_classes, dtype=None, lowest=0):
     _check_spec(name, dataset, image_shape, dtype)
 
     def check_labels(images, labels):
         labels = tf.cast(labels, tf.int32)
-        is_right = tf.reduce_all((labels >= 0) & (labels < num_classes))
-        wanted = f"{name}: expected labels in [0, {num_classes})"
+        is_right = tf.reduce_all((labels >= lowest) & (labels < num_classes))
+        wanted = f"{name}: expected labels in [0, {num_classes})" + " or -1 (no label)" * -lowest
         with tf.control_dependencies([tf.debugging.Assert(is_right, [wanted])]):
             return images, tf.identity(labels)
 

@@ -40,7 +40,7 @@ def teacher_probabilities(source, build_classifier, cache_dir, seed=0, epochs=10
     checks.at_least("teacher epochs", epochs, 1)
     checks.positive("teacher temperature", temperature)
     path = Path(cache_dir) / (
-        f"teacher-{source.name}-{zlib.crc32(source.train_images):08x}"
+        f"teacher-{source.name}-{zlib.crc32(np.ascontiguousarray(source.train_images)):08x}"
         f"-seed{seed}-epochs{epochs}-temperature{temperature:g}.npy"
     )
     if path.exists():

@@ -7,7 +7,6 @@ from layers.features import (
     classifier_shapes,
     find_features,
     last_dense,
-    penultimate_output,
     set_max_pooling_float32,
 )
 from layers.label_head import LabelHead
@@ -27,6 +26,5 @@ __all__ = [
     "find_features",
     "kl_divergence",
     "last_dense",
-    "penultimate_output",
     "set_max_pooling_float32",
 ]

@@ -86,6 +86,20 @@ def test_the_runs_of_a_grid_share_what_was_compiled(tmp_path, monkeypatch):
     assert flags == [cache, cache, "--given"]
 
 
+@pytest.mark.parametrize(("says", "gpus"), [
+    ("GPU 0: NVIDIA H200 (UUID: GPU-1)\nGPU 1: NVIDIA H200 (UUID: GPU-2)", ["0", "1"]),
+    ("GPU 0: NVIDIA H100 (UUID: GPU-1)\n  MIG 1g.10gb Device 0: (UUID: MIG-1)", ["0"]),
+    ("NVIDIA-SMI has failed because it could not reach the driver.\n", [None]),
+])  # fmt: skip
+def test_gpus_are_counted(tmp_path, monkeypatch, says, gpus):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat << END\n{says}\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert grid._visible_gpus() == gpus
+
+
 def test_the_table_quotes_means_gains_and_the_paper():
     def run(method, seed, test, ratio=0.4, **more):
         return {

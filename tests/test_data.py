@@ -608,6 +608,8 @@ def test_other_pixels_are_another_cache_file(tmp_path, capsys):
         found = teacher.teacher_probabilities(one, no_classifier, tmp_path, epochs=1)
         np.testing.assert_array_equal(found, np.load(path))
         assert capsys.readouterr().out == f"teacher: its probabilities are those of {path}\n"
+    same = dataclasses.replace(source, train_images=np.asfortranarray(source.train_images))
+    teacher.teacher_probabilities(same, no_classifier, tmp_path, epochs=1)
 
 
 def test_a_damaged_cache_file_is_to_be_deleted(tmp_path):

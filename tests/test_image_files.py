@@ -181,6 +181,7 @@ def test_a_damaged_file_stops_training_and_is_found(files, meta_files):
         trained(images, labels, None, (images[meta_files], labels[meta_files]))
     assert images.find_damaged() == damaged
     assert ImageFiles(map(Path, images.paths), (6, 8)).find_damaged() == damaged
+    assert ImageFiles(map(str.encode, images.paths), (6, 8)).find_damaged() == damaged
 
 
 @pytest.mark.parametrize(

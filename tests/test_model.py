@@ -190,7 +190,7 @@ def test_unlabeled_data_as_an_argument(images, as_dataset):
     meta = images(8, seed=1)
     if as_dataset:
         data = dict(
-            x=batched((x, y.astype(np.uint8))), unlabeled_data=batched(more),
+            x=batched((x, y.astype(np.uint8))), unlabeled_data=batched(more.astype(int)),
             meta_data=batched(meta),
         )  # fmt: skip
         steps = 3 + 2
@@ -962,6 +962,22 @@ def test_labels_of_a_data_set_are_refused_when_they_come_up(images, name, label)
         model.fit(**{n: batched(pair) for n, pair in pairs.items()}, epochs=2, verbose=0)
 
 
+def test_labels_of_a_data_set_to_evaluate_are_refused_when_they_come_up(images):
+    model, (x, y) = fitted(dense_net(), images), images(40)
+    not_labeled = batched((x, np.full(40, -1)))
+    assert model.evaluate(not_labeled, verbose=0, return_dict=True)["loss"] == 0
+    says = r": expected labels in \[0, 4\) or -1 \(no label\)$"
+    for label in (-2, 4):
+        wrong = batched((x, np.where(np.arange(40) == 12, label, y)))
+        with pytest.raises(ValueError, match=f"^x{says}"):
+            model.evaluate(wrong, verbose=0)
+        with pytest.raises(ValueError, match=f"^validation_data{says}"):
+            model.fit(
+                (x, y), meta_data=images(16, seed=1), validation_data=wrong, batch_size=8,
+                initial_epoch=2, epochs=3, verbose=0,
+            )  # fmt: skip
+
+
 def test_a_meta_set_without_a_class_is_warned_of(images):
     x, y = images(40, seed=1)
     some = (x[y % 2 == 0], y[y % 2 == 0])
@@ -1001,8 +1017,41 @@ def test_soft_labels_are_traced_once(images):
 
 
 def test_arguments_that_fit_does_not_have_are_refused(images):
-    with pytest.raises(TypeError, match="received class_weight, sample_weight"):
+    with pytest.raises(TypeError, match="class_weight"):
         compiled(dense_net()).fit(images(8), class_weight={}, sample_weight=None)
+
+
+def test_a_program_has_a_step():
+    with pytest.raises(ValueError, match="^steps_per_execution: expected an integer, at least 1"):
+        compiled(dense_net(), compile_options={"steps_per_execution": 0})
+
+
+class PredictionsByClass(keras.metrics.Metric):
+    """A vector, as accuracy by class would be."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.count = self.add_weight(shape=(4,), initializer="zeros")
+
+    def update_state(self, labels, probabilities, sample_weight=None):
+        self.count.assign_add(keras.ops.sum(keras.ops.one_hot(
+            keras.ops.argmax(probabilities, -1), 4
+        ), 0))  # fmt: skip
+
+    def result(self):
+        return 1 * self.count
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_a_metric_may_be_a_vector(images, run_eagerly):
+    options = {"metrics": PredictionsByClass(name="by_class"), "run_eagerly": run_eagerly}
+    model = compiled(dense_net(), compile_options=options)
+    history = model.fit(
+        images(40), meta_data=images(16, seed=1), validation_data=images(12), batch_size=8,
+        epochs=2, verbose=0,
+    ).history  # fmt: skip
+    assert [value.sum() for value in history["by_class"]] == [40, 40]
+    assert [value.sum() for value in history["val_by_class"]] == [12, 12]
 
 
 def test_fit_asks_for_compile(images):
