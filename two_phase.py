@@ -62,8 +62,6 @@ class TwoPhaseCallbacks(keras.callbacks.CallbackList):
         super()._on_train_batch_end(batch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._async_train:
-            self._flush_futures()
         logs = {n: float(v) if np.ndim(v) == 0 else np.asarray(v) for n, v in logs.items()}
         every_column = logs | {n: math.nan for n in self._metric_names if n not in logs}
         if self._progbar is not None:  # first, so that what others print comes below the bar
@@ -351,10 +349,10 @@ class TwoPhaseModel(keras.Model):
                 labels in a Dataset when they come up).
         """
         if not kwargs.get("_use_cached_eval_dataset"):  # of `fit`, which has checked them
-            data = x if y is None or isinstance(x, tf.data.Dataset) else (x, y)
             data = pipeline.check_evaluated(
-                "x", data, self.image_shape, self.num_classes, self.image_dtype
-            )
+                "x", x if y is None else (x, y), self.image_shape, self.num_classes,
+                self.image_dtype,
+            )  # fmt: skip
             x, y = data if isinstance(data, (tuple, list)) else (data, None)
         with _data_errors():
             return super().evaluate(x, y, *args, **kwargs)

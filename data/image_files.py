@@ -62,6 +62,10 @@ class ImageFiles:
         """Those of a slice, a mask or an array of numbers, as `ImageFiles`."""
         return ImageFiles(self.paths[index], self.size, self.resize)
 
+    def names(self):
+        """The file names as `decode` takes them, a string tensor (N,)."""
+        return tf.constant([os.fsencode(path) for path in self.paths], tf.string)
+
     def __array__(self, dtype=None, copy=None):
         """All images, decoded; ValueError where a file cannot be."""
         images, end = np.empty(self.shape, self.dtype), 0
@@ -83,7 +87,7 @@ class ImageFiles:
         Returns:
             tf.data.Dataset of image batches, or of (images, labels) batches.
         """
-        paths = tf.data.Dataset.from_tensor_slices(self.paths)
+        paths = tf.data.Dataset.from_tensor_slices(self.names())
         images = paths.map(self.decode, num_parallel_calls=tf.data.AUTOTUNE)
         if labels is not None:
             images = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(labels))
@@ -99,12 +103,12 @@ class ImageFiles:
 
     def find_damaged(self):
         """Decodes every file once; returns the names of those for which that fails, a list."""
-        paths = tf.data.Dataset.from_tensor_slices(self.paths)
+        paths = tf.data.Dataset.from_tensor_slices(self.names())
         whole = paths.map(
             lambda path: (path, tf.reduce_max(self.decode(path))),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        found = {path.decode() for path, _ in whole.ignore_errors().as_numpy_iterator()}
+        found = {os.fsdecode(path) for path, _ in whole.ignore_errors().as_numpy_iterator()}
         return [path for path in self.paths if path not in found]
 
 

@@ -44,7 +44,7 @@ def batches(images, labels, batch_size, *, epochs=range(1), seed=None, name="bat
         )
     in_files = isinstance(images, ImageFiles)
     with tf.device("CPU"):
-        rows = tf.convert_to_tensor(images.paths if in_files else images)
+        rows = images.names() if in_files else tf.convert_to_tensor(images)
         labels = tf.cast(labels, tf.int32)
 
     def indices(epoch):

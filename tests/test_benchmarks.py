@@ -89,6 +89,7 @@ def test_the_runs_of_a_grid_share_what_was_compiled(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("says", "gpus"), [
     ("GPU 0: NVIDIA H200 (UUID: GPU-1)\nGPU 1: NVIDIA H200 (UUID: GPU-2)", ["0", "1"]),
     ("GPU 0: NVIDIA H100 (UUID: GPU-1)\n  MIG 1g.10gb Device 0: (UUID: MIG-1)", ["0"]),
+    ("Failed to initialize NVML: GPU access blocked by the operating system\n", [None]),
     ("NVIDIA-SMI has failed because it could not reach the driver.\n", [None]),
 ])  # fmt: skip
 def test_gpus_are_counted(tmp_path, monkeypatch, says, gpus):
@@ -356,3 +357,138 @@ class InterruptedInEpoch3(outputs.RunRecorder):
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 2:
             raise KeyboardInterrupt
+
+
+def test_runs_are_spread_over_the_gpus(tmp_path, monkeypatch):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, pathlib, sys\n"
+        "directory = pathlib.Path(sys.argv[-1].removeprefix('--output_dir='))\n"
+        "directory.mkdir()\n"
+        "(directory / 'gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert not grid.train({"a": [program], "b": [program]}, tmp_path / "runs", 2)
+    assert {(tmp_path / "runs" / name / "gpu").read_text() for name in "ab"} == {"3", "5"}
+
+
+def test_results_hold_no_paths(tmp_path):
+    (tmp_path / "a").mkdir()
+    paths = {"data_dir": "/home/me", "noise_probs": "/home/me/p.npy", "output_dir": "/home/me/a"}
+    (tmp_path / "a" / "result.json").write_text(json.dumps({"flags": paths | {"seed": 3}}))
+    (tmp_path / "a" / "history.csv").write_text(",".join(grid.HISTORY) + "\n")
+    (found,) = grid.collect(["a", "unfinished"], tmp_path)
+    assert found["flags"] == dict.fromkeys(paths) | {"seed": 3}
+
+
+@pytest.mark.parametrize("parse", [table1.parse, differences.parse])
+def test_a_noise_that_does_not_exist_is_refused(parse, capsys):
+    assert parse(["--noises=uniform,human"]).noises == ["uniform", "human"]
+    with pytest.raises(SystemExit):
+        parse(["--noises=unifrom"])
+    assert "--noises: expected some of none, uniform, " in capsys.readouterr().err
+
+
+def test_figure_4_is_drawn_from_the_runs_that_did_not_fail(tmp_path, monkeypatch):
+    """The rows of an epoch that came twice, as after a kill, count once."""
+
+    def train(runs, directory, jobs):
+        uniform, failed = runs
+        (directory / uniform).mkdir(parents=True)
+        (directory / uniform / figures.CHANGES).write_text("46,9,9\n46,0.5,0.25\n47,0.25,0.125\n")
+        return [failed]
+
+    monkeypatch.setattr(grid, "train", train)
+    picture = tmp_path / "p.png"
+    assert figures.main(["figure4", f"--output_dir={tmp_path}", f"--picture={picture}"]) == 1
+    rows = "run,epoch,mean,variance\n" + "".join(
+        f"uniform-0.4-seed0,{row}\n" for row in ("46,0.500000,0.250000", "47,0.250000,0.125000")
+    )
+    assert "".join(picture.with_suffix(".csv").open()) == rows
+    picture.unlink()
+    assert figures.main(["figure4", f"--picture={picture}", "--table_only"]) == 0
+    assert "".join(picture.with_suffix(".csv").open()) == rows
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_figure_4_measures_each_epoch_against_the_one_before(tmp_path, monkeypatch):
+    kept = iter(np.array([[[0.0]], [[0.5]], [[0.75]], [[9.0]]]))  # the last of them by `run`
+    monkeypatch.setattr(mln_keras.MetaLabelNet, "soft_labels", lambda *_: next(kept))
+    for module, name in ((mln_keras, "run"), (outputs, "RunRecorder")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(outputs, "write_soft_labels", lambda *_: None)
+    flags = ["--dataset=digits", "--warmup_epochs=1", "--epochs=4", "--unlabeled_size=1000",
+             f"--output_dir={tmp_path}"]  # fmt: skip
+    assert figures.main(["run_figure4", *flags]) == 0
+    rows = (tmp_path / figures.CHANGES).read_text().splitlines()
+    assert rows == ["3,0.5,0.0", "4,0.25,0.0"]
+
+
+def test_measuring_averaged_weights_leaves_the_weights(monkeypatch):
+    monkeypatch.setattr(mln_keras, "build_model", mln_keras.build_model)
+    differences.average_weights()
+    model = mln_keras.build_model(
+        *mln_keras.parse_settings(["", "--dataset=digits"], mln_keras.RECIPES, "")
+    )
+    images, labels = np.zeros((64, 8, 8, 1), np.uint8), np.zeros(64, np.int32)
+    model.fit((images, labels), epochs=1, verbose=0, batch_size=16)
+    before = [weight.numpy() for weight in model.classifier.weights]
+    model.evaluate(images, labels, verbose=0)
+    for weight, value in zip(model.classifier.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_images_that_are_encoded_on_shifted_blocks_stay_where_they_are():
+    images = jpeg.shrunk_photographs(1)
+    shifted = differences.re_encode_shifted(100, images)
+    assert shifted.shape == images.shape and shifted.dtype == np.uint8
+    assert jpeg.distance(shifted, images) < 1.5 * jpeg.distance(
+        differences.re_encode(100, images), images
+    )
+
+
+def test_colour_averaged_over_blocks_leaves_gray_and_brightness():
+    images = jpeg.shrunk_photographs(1)
+    blurred = differences.blur_colour(images)
+    weights = np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(np.mean((blurred - 1.0 * images) @ weights), 0, atol=0.5)
+    gray = np.repeat(images[..., :1], 3, axis=-1)
+    np.testing.assert_allclose(differences.blur_colour(gray), gray, atol=1)
+    assert 1 < jpeg.distance(blurred, images) < 30
+
+
+def test_where_initial_kernels_differ_biases_start_from_0(monkeypatch):
+    monkeypatch.setattr(mln_keras, "build_model", mln_keras.build_model)
+    differences.DIFFERENCES["Keras' initial weights"]()
+    model = mln_keras.build_model(
+        *mln_keras.parse_settings(["", "--dataset=digits"], mln_keras.RECIPES, "")
+    )
+    assert not model.classifier.layers[-1].bias.numpy().any()
+
+
+def test_drawn_noise_flips_the_share_of_the_ratio(monkeypatch):
+    monkeypatch.setattr(noise, "uniform", noise.uniform)
+    differences.draw_uniform_noise()
+    labels = np.arange(100_000) % 10
+    noisy = noise.uniform(labels, 0.4, 10, 0)
+    assert (noisy != labels).mean() == pytest.approx(0.4, abs=0.01)
+    shares = np.bincount((noisy - labels) % 10) / len(labels)
+    np.testing.assert_allclose(shares[1:], 0.4 / 9, atol=0.005)
+
+
+def test_losses_with_1e_10_in_their_logarithms_are_nearly_the_same(monkeypatch):
+    logits, soft = np.random.default_rng(0).normal(size=(2, 6, 5)).astype("float32")
+    expected = layers.kl_divergence(logits, soft), layers.entropy(logits)
+    for name in ("kl_divergence", "entropy"):
+        monkeypatch.setattr(layers, name, getattr(layers, name))
+    differences.add_1e_10()
+    found = layers.kl_divergence(logits, soft), layers.entropy(logits)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_the_log_of_a_run_that_goes_on_is_kept(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("print('a line')\n")
+    for _ in range(2):
+        assert not grid.train({"a": [program]}, tmp_path, 1)
+    assert (tmp_path / "a.log").read_text() == "a line\n" * 2

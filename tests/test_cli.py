@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import h5py
@@ -428,6 +429,20 @@ def test_without_noise_the_ratio_is_0():
     assert settings["output_dir"] == str(Path("runs", "digits-none-0.0-metalabelnet-seed0"))
 
 
+def test_the_demonstration_has_a_default_directory():
+    settings, _ = parse_settings("--seed", 3)
+    assert settings["output_dir"] == str(Path("runs", "digits-class_dependent-0.4-seed3"))
+
+
+def test_a_class_without_a_meta_sample_is_warned_of_once(tmp_path, capsys):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        assert main(*SHORT, "--meta_size", 12, "--batch_size", 12, "--unlabeled_size", 1100,
+                    "--output_dir", tmp_path) == 0  # fmt: skip
+    assert capsys.readouterr().err.count("no sample of") == 1
+    assert not [w for w in caught if "no sample" in str(w.message)]
+
+
 # ---- continued after Ctrl-C ---------------------------------------------------------------------
 
 
@@ -717,6 +732,18 @@ def test_the_curves_are_those_of_the_history(tmp_path, monkeypatch):
         "metalabelnet, best epoch by meta set: 70.0 %": (2, 70),
     }
     assert switch == [1.5]
+
+
+def test_of_several_best_epochs_between_two_checkpoints_the_newest_best_is_saved(tmp_path):
+    EpochsOf(tmp_path, [0.1, 0.5, 0.9, 0.6])
+    assert outputs.load_checkpoint(tmp_path)[0]["best_epoch"] == 3
+    assert outputs.best_weights(tmp_path, 3).read_text() == "3"
+
+
+def test_a_run_goes_on_with_its_data_elsewhere(unbroken):
+    flags = read_result(unbroken.directory)["flags"]
+    moved = flags | {"data_dir": "elsewhere", "output_dir": "x", "resume": True}
+    assert outputs.find_run(unbroken.directory, moved, True)["seed"] == 0
 
 
 # ---- continued after SIGKILL --------------------------------------------------------------------
@@ -1165,6 +1192,39 @@ def test_help_names_every_flag_and_each_recipes_value(capsys, flag):
         assert f" Default: {', '.join(values)}." in texts[name]
 
 
+def test_a_disk_that_has_no_room_for_a_checkpoint_is_seen_before(tmp_path, capsys, monkeypatch):
+    free = types.SimpleNamespace(free=2 * 10**5)
+    monkeypatch.setattr(outputs.shutil, "disk_usage", lambda path: free)
+    assert main(*SHORT, "--output_dir", tmp_path / "run") == 1
+    assert "(No space left on device)" in capsys.readouterr().err
+    assert tree(tmp_path / "run") == ["checkpoint"]
+
+
+@pytest.mark.parametrize("held", ["unfinished"], indirect=True)
+@pytest.mark.parametrize("damage", [os.remove, lambda path: os.truncate(path, 1000)])
+def test_a_run_without_its_best_weights_is_refused(refused, held, damage):
+    damage(next(held.glob("checkpoint/best-*")))
+    line = refused(*RUN, "--resume", output_dir=held)
+    assert "holds no run of this program, or a damaged one" in line and str(held) in line
+
+
+@pytest.mark.parametrize("held", ["unfinished"], indirect=True)
+def test_a_run_that_cannot_be_written_is_not_continued(refused, held, monkeypatch):
+    monkeypatch.setattr(outputs.os, "access", lambda path, mode: Path(path) != held)
+    line = refused(*RUN, "--resume", output_dir=held)
+    assert f"--output_dir: cannot write to {held}, no permission" in line
+
+
+def test_a_closed_pipe_is_no_full_disk(tmp_path, capsys, monkeypatch):
+    def write(*_):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(mln_keras, "run", write)
+    with pytest.raises(BrokenPipeError):
+        mln_keras.run_or_say_why_not({"output_dir": str(tmp_path)}, None, None)
+    assert "cannot write to" not in capsys.readouterr().err
+
+
 # ---- a loss that is no number -------------------------------------------------------------------
 
 
@@ -1205,3 +1265,14 @@ def test_weights_that_only_the_last_step_of_an_epoch_spoils_are_not_kept(tmp_pat
     err = capsys.readouterr().err
     assert re.fullmatch(r"mln_keras.py: .*epoch 1, step 1, its last: the .*\n", err)
     assert outputs.load_checkpoint(tmp_path) == (None, None) and tree(tmp_path) == []
+
+
+def test_the_step_that_spoils_weights_is_counted_in_steps_not_in_programs(tmp_path):
+    model = EpochsOf.__new__(EpochsOf)
+    model.loop_length = 6
+    recorder = outputs.RunRecorder(tmp_path, {"method": "cross_entropy"}, None)
+    recorder.set_model(model)
+    recorder.set_params({"epochs": 1, "steps": 3})
+    logs = dict.fromkeys(("learning_rate", "loss", "accuracy", "val_accuracy"), 1.0)
+    with pytest.raises(FloatingPointError, match="epoch 1, step 18, its last: the meta_set_loss"):
+        recorder.on_epoch_end(0, logs | {"val_loss": np.nan})

@@ -1,5 +1,6 @@
 """Training from image files equals training from arrays."""
 
+import os
 from pathlib import Path
 
 import keras
@@ -215,3 +216,22 @@ def test_sizes_that_do_not_fit_are_refused(files, pixels):
         trained(images, labels, pixels, (images, labels))
     with pytest.raises(ValueError, match=r"x: expected images of shape \('N', 6, 8, 3\)"):
         trained(ImageFiles(images.paths, (5, 8)), labels, None, (images, labels))
+
+
+def test_a_file_name_need_not_be_text(files, pixels):
+    latin = files / "a" / os.fsdecode("é.png".encode("latin-1"))
+    (files / "a" / "01.PNG").rename(latin)
+    images, labels, _ = from_directory(files, (6, 8))
+    meta = images[8:16], labels[8:16]
+    np.testing.assert_array_equal(images[11:12], pixels[1:2])
+    assert images.paths[11] == str(latin) and images.find_damaged() == []
+    trained(images, labels, None, meta)
+    os.truncate(latin, 40)
+    assert images.find_damaged() == [str(latin)]
+
+
+def test_class_names_without_any_image_are_refused(files):
+    for path in [*(files / "a").iterdir(), *(files / "b").iterdir()]:
+        path.unlink()
+    with pytest.raises(ValueError, match="expected images in the folders of class_names, found no"):
+        from_directory(files, (6, 8), class_names=("a", "b"))

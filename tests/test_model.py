@@ -263,6 +263,56 @@ def test_metrics_of_phase_2_are_those_of_the_soft_labels(images):
     assert history["soft_label_entropy"] == pytest.approx([entropy], rel=1e-5)
 
 
+def test_a_model_in_phase_2_needs_no_labels_for_the_warm_up_it_leaves_out(images):
+    model, (x, _) = fitted(dense_net(), images), images(40)
+    history = model.fit(
+        (x, np.full(40, -1)), meta_data=images(16, seed=1), epochs=3, batch_size=8, verbose=0
+    )
+    assert history.epoch == [1, 2]
+
+
+def test_the_label_head_is_in_training_mode_in_both_passes(images):
+    seen = []
+
+    class Spy(layers.Layer):
+        def call(self, features, training=False):
+            seen.append(training)
+            return features
+
+    class WithSpy(MetaLabelNet):
+        def build_label_head(self, num_features):
+            head = super().build_label_head(num_features)
+            return keras.Sequential([keras.Input((num_features,)), Spy(), head])
+
+    model = compiled(
+        dense_net(), warmup_epochs=0, model=WithSpy, compile_options={"run_eagerly": True}
+    )
+    seen.clear()
+    model.fit(images(8), meta_data=images(8, seed=1), batch_size=8, epochs=1, verbose=0)
+    assert seen == [True, True]
+
+
+def test_unlabeled_images_get_the_dtype_of_the_others(images):
+    seen = set()
+
+    class Spy(layers.Layer):
+        def call(self, images, training=False):
+            seen.add(images.dtype.name)
+            return images
+
+    model = compiled(dense_net(), warmup_epochs=0, augmentation=Spy())
+    model.fit(images(16), meta_data=images(8, seed=1), unlabeled_data=images(8)[0].astype(int),
+              batch_size=8, epochs=1, verbose=0)  # fmt: skip
+    assert seen == {"uint8"}
+
+
+def test_the_label_head_can_start_from_a_nested_classifier(images):
+    net = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(1 / 255), dense_net()])
+    model = compiled(net, label_head_init="classifier")
+    model.begin_phase_2()
+    assert_same(values(model.label_head.weights), values(net.layers[-1].layers[-1].weights))
+
+
 # ---- how it runs --------------------------------------------------------------------------------
 
 EXTRAS = {
@@ -695,6 +745,96 @@ def test_the_meta_batch_draws_dropout_of_its_own(images):
     assert_same(*drawn)
 
 
+def test_training_goes_on_after_it_was_stopped(images):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    model, data = compiled(dense_net()), {"meta_data": images(16, seed=1), "batch_size": 8}
+    model.fit(images(40), **data, epochs=5, initial_epoch=1, verbose=0, callbacks=[Stop()])
+    history = model.fit(images(40), **data, epochs=5, initial_epoch=2, verbose=0)
+    assert history.epoch == [2, 3, 4]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_batches_of_different_sizes_are_not_stacked(images, jit_compile):
+    options = {"jit_compile": jit_compile, "steps_per_execution": 3}
+    model = compiled(dense_net(), compile_options=options)
+    model.fit(batched(images(20)), meta_data=batched(images(16, seed=1)), epochs=2, verbose=0)
+    assert model.optimizer.iterations.numpy() == 6
+
+
+def test_images_are_not_held_where_they_would_not_fit(images, monkeypatch):
+    cpus = tf.config.list_logical_devices("CPU")
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: cpus)
+    x, _ = images(8)
+    assert pipeline.hold(x)[0] is not None
+    monkeypatch.setattr(pipeline, "HELD_BYTES", x.nbytes - 1)
+    held, same = pipeline.hold(x)
+    assert held is None and same is x
+
+
+def test_images_are_not_held_where_memory_is_full(images, monkeypatch):
+    def full(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
+
+    cpus = tf.config.list_logical_devices("CPU")
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: cpus)
+    monkeypatch.setattr(tf, "convert_to_tensor", full)
+    x, _ = images(8)
+    held, same = pipeline.hold(x)
+    assert held is None and same is x
+
+
+def test_max_pooling_of_a_nested_classifier_is_differentiated_twice_in_bfloat16(images):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    net = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(1.0), conv_net()])
+    model = fitted(net, images, compile_options={"jit_compile": True})
+    assert model.meta_optimizer.iterations.numpy() == 5
+
+
+def test_of_data_without_end_the_given_steps_are_taken(images):
+    class NoMore(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            assert batch < 2
+
+    model, (x, y) = compiled(dense_net()), images(16, seed=3)
+    history = model.fit(
+        batched(images(40)).repeat(), meta_data=batched(images(16, seed=1)), epochs=3,
+        steps_per_epoch=2, validation_data=batched((x, y)).repeat(), validation_steps=2,
+        verbose=0, callbacks=[NoMore()],
+    ).history  # fmt: skip
+    assert model.optimizer.iterations.numpy() == 6
+    expected = model.evaluate(x, y, batch_size=8, verbose=0)
+    assert history["val_loss"][-1] == pytest.approx(expected[0], rel=1e-5)
+
+
+def test_validation_is_as_often_and_as_much_as_asked_for(images):
+    model, sizes = compiled(dense_net()), []
+
+    class Sizes(keras.callbacks.Callback):
+        def on_test_batch_end(self, batch, logs=None):
+            sizes[-1] += 1
+
+        def on_test_begin(self, logs=None):
+            sizes.append(0)
+
+    options = dict(meta_data=images(16, seed=1), batch_size=8, verbose=0, callbacks=[Sizes()],
+                   validation_data=images(16, seed=3), validation_batch_size=4)  # fmt: skip
+    model.fit(images(40), **options, epochs=4, validation_freq=2)
+    model.fit(images(40), **options, initial_epoch=4, epochs=5, validation_steps=3)
+    assert sizes == [4, 4, 3]
+
+
+def test_a_prediction_is_whole_where_a_call_first_was_one_step(images):
+    """5 steps an epoch are 1 a call, then 4 are 4."""
+    x, _ = images(32, seed=3)
+    model = compiled(dense_net(), compile_options={"jit_compile": False, "steps_per_execution": 4})
+    for count in (40, 32):
+        model.fit(images(count), batch_size=8, epochs=1, verbose=0)
+        assert len(model.predict(x, batch_size=4, verbose=0)) == 32
+
+
 # ---- what it accepts ----------------------------------------------------------------------------
 
 
@@ -1102,6 +1242,62 @@ def test_a_loss_that_is_nan_stops_with_epoch_and_step(images):
         model.fit(images(40), epochs=1, batch_size=8, verbose=0)
 
 
+def test_images_of_a_generator_have_the_dtype_of_training(images):
+    model, (x, y) = fitted(dense_net(), images), images(8)
+    with pytest.raises(ValueError, match="expected uint8, as in training, received float32"):
+        model.evaluate(((x / np.float32(255), y) for _ in range(1)), verbose=0)
+
+
+def test_mixing_needs_data_of_known_length(images):
+    noisy, more = batched(images(40)), batched(images(16)[0])
+    endless, unknown = more.repeat(), more.filter(lambda _: True)
+    model = compiled(dense_net())
+    for unlabeled in (endless, unknown):
+        with pytest.raises(ValueError, match="^unlabeled_data: mixing needs data sets of known"):
+            model.fit(noisy, meta_data=images(16, seed=1), unlabeled_data=unlabeled, epochs=2,
+                      verbose=0)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["unlabeled_data", "meta_data"])
+def test_images_of_a_data_set_have_the_scale_of_the_others(images, name):
+    x, y = images(16)
+    x = x / np.float32(255)
+    data = {"meta_data": batched(images(16)), name: batched((x, y) if name == "meta_data" else x)}
+    model = compiled(dense_net())
+    with pytest.raises(ValueError, match=f"^{name}: images: expected uint8, as in training"):
+        model.fit(batched(images(40)), **data, epochs=2, verbose=0)
+    assert model.optimizer.iterations.numpy() == 0
+
+
+def test_one_hot_labels_of_a_data_set_are_refused(images):
+    x, y = images(40)
+    one_hot = batched((x, np.eye(4, dtype=int)[y]))
+    with pytest.raises(ValueError, match=r"^x: expected integer labels of shape \(N,\), received"):
+        compiled(dense_net()).fit(one_hot, epochs=1, verbose=0)
+
+
+def test_a_classifier_of_images_of_any_size(images):
+    net = keras.Sequential([
+        keras.Input((None, None, 1)), layers.Conv2D(4, 3), layers.GlobalAveragePooling2D(),
+        layers.Dense(4),
+    ])  # fmt: skip
+    model = fitted(net, images)
+    assert model.image_shape == (None, None, 1) and model.soft_labels(images(8)[0]).shape == (8, 4)
+
+
+def test_images_of_unknown_rank_get_the_same_line(images):
+    x, y = images(16)
+    spec = (tf.TensorSpec(None, tf.uint8), tf.TensorSpec((None,), tf.int32))
+    unknown = tf.data.Dataset.from_generator(lambda: iter([(x, y)]), output_signature=spec)
+    with pytest.raises(ValueError, match=r"^x: expected images of shape \('N', 8, 8, 1\), rec"):
+        compiled(dense_net()).fit(unknown, epochs=1, verbose=0)
+
+
+def test_of_no_images_there_are_no_soft_labels(images):
+    model = fitted(dense_net(), images)
+    assert model.soft_labels(images(8)[0][:0]).shape == (0, 4)
+
+
 # ---- what leaves it -----------------------------------------------------------------------------
 
 SERVE = """
@@ -1127,3 +1323,21 @@ def test_saved_model_in_plain_tensorflow(images, tmp_path):
         for n, found in zip((1, 7, 1000), out.values(), strict=True):
             np.testing.assert_allclose(found, expected[:n], atol=1e-5)
             assert found.dtype == np.float32
+
+
+def test_metrics_and_steps_of_a_call_are_saved_with_the_model(images, tmp_path):
+    options = {"metrics": ["sparse_top_k_categorical_accuracy"], "steps_per_execution": 5}
+    model = fitted(dense_net(), images, compile_options=options)
+    model.save(tmp_path / "model.keras")
+    loaded, (x, y) = keras.models.load_model(tmp_path / "model.keras"), images(16)
+    found, expected = (m.evaluate(x, y, verbose=0, return_dict=True) for m in (loaded, model))
+    assert found == expected and set(found) == {"loss", options["metrics"][0]}
+    loaded.fit(images(40), meta_data=images(16, seed=1), initial_epoch=2, epochs=3, batch_size=8,
+               verbose=0)  # fmt: skip
+    assert loaded.steps_per_execution == 5
+
+
+def test_a_config_serves_twice(images):
+    config = compiled(dense_net(), entropy_weight=0.5).get_config()
+    for _ in range(2):
+        assert MetaLabelNet.from_config(config).entropy_weight == 0.5
