@@ -44,23 +44,30 @@ def figure3(runs, path):
             if not same:
                 continue
             seeds = ", ".join(str(run["seed"]) for run in same)
-            by_epoch = list(zip(*(run["history"]["test_accuracy"] for run in same), strict=True))
-            mean, low, high = (
-                [100 * of(values) for values in by_epoch] for of in (statistics.mean, min, max)
-            )
-            epochs = range(1, len(by_epoch) + 1)
+            mean, low, high = (by_epoch(same, of) for of in (statistics.mean, min, max))
+            epochs = range(1, len(mean) + 1)
             axes.plot(epochs, mean, color=color, label=name)
             axes.fill_between(epochs, low, high, color=color, alpha=0.25, linewidth=0)
             for row in zip(epochs, mean, low, high, strict=True):
                 rows.append((noise, ratio, method, seeds, row[0], *(f"{v:.2f}" for v in row[1:])))
             if same[0]["warmup_epochs"]:
                 axes.axvline(same[0]["warmup_epochs"] + 0.5, color="0.5", linestyle=":")
-        axes.set(xlabel="epoch", title=f"{noise.replace('_', '-')} noise, {ratio:.0%}")
+        axes.set(xlabel="epoch", title=title(noise, ratio))
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy (%)")
     panels[0].legend(loc="lower right")
     header = ("noise", "ratio", "method", "seeds", "epoch", "mean", "lowest", "highest")
     save(figure, path, header, rows)
+
+
+def by_epoch(runs, of):
+    """Test accuracies in percent, a list: `of` those of the runs at each epoch."""
+    accuracies = (run["history"]["test_accuracy"] for run in runs)
+    return [100 * of(values) for values in zip(*accuracies, strict=True)]
+
+
+def title(noise, ratio):
+    return f"{noise.replace('_', '-')} noise, {ratio:.0%}"
 
 
 def run_figure4(argv):
@@ -231,15 +238,14 @@ def draw_by_epoch(sweep, results, path):
     cells = cells_of(sweep, results)
     panels = sorted({cell[:2] for cell in cells})
     figure = matplotlib.figure.Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    panels = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0]))
     rows = []
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        for (noise, ratio, value), runs in cells.items():
-            if (noise, ratio) == panel:
-                by_epoch = zip(*(run["history"]["test_accuracy"] for run in runs), strict=True)
-                means = [100 * statistics.mean(values) for values in by_epoch]
-                axes.plot(range(1, len(means) + 1), means, label=f"{value:g}")
-                rows += [(noise, ratio, value, n, f"{m:.2f}") for n, m in enumerate(means, 1)]
-        axes.set(xlabel="epoch", title=f"{panel[0].replace('_', '-')} noise, {panel[1]:.0%}")
+    for (noise, ratio, value), runs in cells.items():
+        means = by_epoch(runs, statistics.mean)
+        panels[noise, ratio].plot(range(1, len(means) + 1), means, label=f"{value:g}")
+        rows += [(noise, ratio, value, n, f"{m:.2f}") for n, m in enumerate(means, 1)]
+    for panel, axes in panels.items():
+        axes.set(xlabel="epoch", title=title(*panel))
         axes.grid(alpha=0.3)
         axes.legend(title=sweep.label)
     figure.axes[0].set_ylabel("test accuracy (%)")

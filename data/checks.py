@@ -76,6 +76,12 @@ def images(name, images, image_shape, dtype=None):
         raise ValueError(f"{name}: {error}") from None
 
 
+def label_range(num_classes, allow_unlabeled):
+    """The lowest label that is allowed, and the words for what is."""
+    lowest, or_none = (-1, " or -1 (no label)") if allow_unlabeled else (0, "")
+    return lowest, f"expected labels in [0, {num_classes}){or_none}"
+
+
 def labels(name, labels, count, num_classes, allow_unlabeled=False):
     """Returns labels as an int32 array (count,).
 
@@ -90,12 +96,10 @@ def labels(name, labels, count, num_classes, allow_unlabeled=False):
             f"{name}: expected integer labels of shape ({count},), one an image, received "
             f"{labels.dtype} {labels.shape}{hint}"
         )
-    lowest = -1 if allow_unlabeled else 0
+    lowest, wanted = label_range(num_classes, allow_unlabeled)
     wrong = (labels < lowest) | (labels >= num_classes)
     if wrong.any():
-        allowed = f"[0, {num_classes})" + (" or -1 (no label)" if allow_unlabeled else "")
         raise ValueError(
-            f"{name}: expected labels in {allowed}, received {labels[wrong][0]} "
-            f"at index {np.flatnonzero(wrong)[0]}"
+            f"{name}: {wanted}, received {labels[wrong][0]} at index {np.flatnonzero(wrong)[0]}"
         )
     return labels.astype(np.int32)

@@ -300,7 +300,7 @@ def check_evaluated(name, data, image_shape, num_classes, dtype):
     """
     if isinstance(data, tf.data.Dataset):
         if not isinstance(data.element_spec, tuple) or len(data.element_spec) != 1:
-            return _checked_dataset(name, data, image_shape, num_classes, dtype, lowest=-1)
+            return _checked_dataset(name, data, image_shape, num_classes, dtype, True)
     elif isinstance(data, (tuple, list)) or hasattr(data, "shape"):
         images, labels = _pair(name, data)
         checks.images(name, images, image_shape, dtype)
@@ -353,7 +353,7 @@ def _join(images, more):
     return np.concatenate([images, np.asarray(more, images.dtype)])
 
 
-def _check_spec(name, dataset, image_shape, dtype):
+def _checked_dataset(name, dataset, image_shape, num_classes, dtype=None, allow_unlabeled=False):
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) != 2:
         raise ValueError(f"{name}: expected a data set of (images, labels), received {spec}")
@@ -366,15 +366,12 @@ def _check_spec(name, dataset, image_shape, dtype):
             f"{spec[1].dtype.name} {spec[1].shape}"
         )
 
-
-def _checked_dataset(name, dataset, image_shape, num_classes, dtype=None, lowest=0):
-    _check_spec(name, dataset, image_shape, dtype)
+    lowest, wanted = checks.label_range(num_classes, allow_unlabeled)
 
     def check_labels(images, labels):
         labels = tf.cast(labels, tf.int32)
         is_right = tf.reduce_all((labels >= lowest) & (labels < num_classes))
-        wanted = f"{name}: expected labels in [0, {num_classes})" + " or -1 (no label)" * -lowest
-        with tf.control_dependencies([tf.debugging.Assert(is_right, [wanted])]):
+        with tf.control_dependencies([tf.debugging.Assert(is_right, [f"{name}: {wanted}"])]):
             return images, tf.identity(labels)
 
     return dataset.map(check_labels, num_parallel_calls=tf.data.AUTOTUNE)

@@ -424,12 +424,15 @@ def test_figure_4_measures_each_epoch_against_the_one_before(tmp_path, monkeypat
     assert rows == ["3,0.5,0.0", "4,0.25,0.0"]
 
 
+def digits_model():
+    settings, recipe = mln_keras.parse_settings(["", "--dataset=digits"], mln_keras.RECIPES, "")
+    return mln_keras.build_model(settings, recipe)
+
+
 def test_measuring_averaged_weights_leaves_the_weights(monkeypatch):
     monkeypatch.setattr(mln_keras, "build_model", mln_keras.build_model)
     differences.average_weights()
-    model = mln_keras.build_model(
-        *mln_keras.parse_settings(["", "--dataset=digits"], mln_keras.RECIPES, "")
-    )
+    model = digits_model()
     images, labels = np.zeros((64, 8, 8, 1), np.uint8), np.zeros(64, np.int32)
     model.fit((images, labels), epochs=1, verbose=0, batch_size=16)
     before = [weight.numpy() for weight in model.classifier.weights]
@@ -460,9 +463,7 @@ def test_colour_averaged_over_blocks_leaves_gray_and_brightness():
 def test_where_initial_kernels_differ_biases_start_from_0(monkeypatch):
     monkeypatch.setattr(mln_keras, "build_model", mln_keras.build_model)
     differences.DIFFERENCES["Keras' initial weights"]()
-    model = mln_keras.build_model(
-        *mln_keras.parse_settings(["", "--dataset=digits"], mln_keras.RECIPES, "")
-    )
+    model = digits_model()
     assert not model.classifier.layers[-1].bias.numpy().any()
 
 
