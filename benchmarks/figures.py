@@ -132,7 +132,9 @@ def figure4(arguments):
     axes = figure.subplots()
     for name in dict.fromkeys(row[0] for row in rows):
         epochs, mean, variance = np.array([row[1:] for row in rows if row[0] == name], float).T
-        line = axes.plot(epochs, mean, label=name.replace("_", "-"))[0]
+        noise, ratio, seed = name.split("-")
+        label = f"{title(noise, float(ratio))}, {seed.replace('seed', 'seed ')}"
+        line = axes.plot(epochs, mean, label=label)[0]
         axes.fill_between(epochs, mean - variance, mean + variance, color=line.get_color(),
                           alpha=0.25, linewidth=0)  # fmt: skip
     axes.set(xlabel="epoch", ylabel="mean |change| of the soft labels ± variance")
