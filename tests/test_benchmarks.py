@@ -157,7 +157,7 @@ def test_what_is_quoted_is_rebuilt_from_the_results(tmp_path):
     rebuilt = (tmp_path / "figure3.csv").read_text()
     assert rebuilt == (root / "results" / "figure3.csv").read_text()
     assert (tmp_path / "figure3.png").read_bytes().startswith(b"\x89PNG")
-    for figure in ("figure6", "section_v_b"):
+    for figure in ("figure5", "figure6", "figure7", "section_v_b"):
         results = root / "results" / f"{figure}.jsonl"
         sweep, text = figures.SWEEPS[figure], (root / "REPRODUCE.md").read_text()
         assert figures.table(sweep, grid.read(results)) in text, figure
