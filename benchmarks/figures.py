@@ -23,7 +23,11 @@ from table1 import METHODS
 
 import outputs
 
-ACCURACIES = ("warmup_test_accuracy", "test_accuracy", "last_test_accuracy")
+ACCURACIES = {  # name in a result -> what it is called, and drawn with
+    "warmup_test_accuracy": ("warm-up end", "--"),
+    "test_accuracy": ("best by meta", "o-"),
+    "last_test_accuracy": ("last epoch", "x:"),
+}
 CHANGES = "soft_label_change.csv"
 
 
@@ -199,7 +203,7 @@ def cells_of(sweep, results):
 def table(sweep, results):
     """Markdown: a row a noise, ratio and value."""
     lines = [
-        f"| noise | {sweep.label} | seeds | warm-up end | best by meta | last epoch |",
+        f"| noise | {sweep.label} | seeds | {' | '.join(of for of, _ in ACCURACIES.values())} |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for (noise, ratio, value), runs in cells_of(sweep, results).items():
@@ -210,7 +214,7 @@ def table(sweep, results):
 
 
 def draw_sweep(sweep, results, path):
-    """Test accuracy, best by meta and last, by the value of the flag: means over the seeds."""
+    """Test accuracies by the value of the flag: means over the seeds."""
     cells = cells_of(sweep, results)
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -218,14 +222,14 @@ def draw_sweep(sweep, results, path):
     lines = sorted({cell[:2] for cell in cells})
     rows = []
     for number, (noise, ratio) in enumerate(lines):
-        for name, style in (("test_accuracy", "o-"), ("last_test_accuracy", "x:")):
+        for name, (of, style) in ACCURACIES.items():
             here = [value for value in values if (noise, ratio, value) in cells]
             means = [
                 100 * statistics.mean(run[name] for run in cells[noise, ratio, value])
                 for value in here
             ]
-            of = "best by meta" if name == "test_accuracy" else "last epoch"
             axes.plot([values.index(value) for value in here], means, style, color=f"C{number}",
+                      linewidth=0.8 if style == "--" else None,
                       label=f"{noise.replace('_', '-')}, {ratio:.0%}, {of}")  # fmt: skip
             rows += [(noise, ratio, of, v, f"{m:.2f}") for v, m in zip(here, means, strict=True)]
     axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])

@@ -304,6 +304,8 @@ def test_a_sweep_is_drawn_from_its_results(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.with_suffix(".csv").read_text().splitlines() == [
         "noise,ratio,of,meta_size,mean",
+        "uniform,0.6,warm-up end,20,50.00",
+        "uniform,0.6,warm-up end,44,50.00",
         "uniform,0.6,best by meta,20,60.00",
         "uniform,0.6,best by meta,44,75.00",
         "uniform,0.6,last epoch,20,60.00",
