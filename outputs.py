@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import ctypes
 import errno
 import importlib.metadata
 import json
@@ -288,7 +289,7 @@ def summarize(rows, warmup_epochs):
 
 
 def versions():
-    """Versions of what computes, and the device."""
+    """Versions of what computes, cuDNN among it where there is a GPU, and the device."""
     gpus = tf.config.list_physical_devices("GPU")
     device = tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else "CPU"
     packages = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
@@ -296,6 +297,10 @@ def versions():
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
+    if gpus:
+        with contextlib.suppress(OSError):
+            number = ctypes.CDLL("libcudnn.so.9").cudnnGetVersion()
+            found["cudnn"] = f"{number // 10000}.{number // 100 % 100}.{number % 100}"
     return found
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import ctypes
 import dataclasses
 import errno
 import json
@@ -120,6 +121,23 @@ def unbroken(tmp_path_factory):
 
 
 # ---- the files of a run -------------------------------------------------------------------------
+
+
+def test_the_cudnn_that_rounds_is_named_where_there_is_a_gpu(monkeypatch):
+    assert "cudnn" not in outputs.versions()
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    details = {"device_name": "GPU of a kind"}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    library = types.SimpleNamespace(cudnnGetVersion=lambda: 91002)
+    monkeypatch.setattr(ctypes, "CDLL", {"libcudnn.so.9": library}.__getitem__)
+    assert outputs.versions()["cudnn"] == "9.10.2"
+    assert outputs.versions()["device"] == "GPU of a kind"
+
+    def is_absent(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", is_absent)
+    assert "cudnn" not in outputs.versions()
 
 
 def test_a_run_leaves_just_these_files_in_its_default_directory(unbroken):
