@@ -132,6 +132,8 @@ def figure4(arguments):
                     by_epoch = {row[0]: row for row in csv.reader(file)}  # the last, where repeated
                 rows += [(name, epoch, f"{float(m):.6f}", f"{float(v):.6f}")
                          for epoch, m, v in by_epoch.values()]  # fmt: skip
+        if not rows:
+            return grid.exit_status(failed)
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name in dict.fromkeys(row[0] for row in rows):
@@ -292,8 +294,9 @@ def main(argv):
     status = grid.main(
         arguments, runs_of(sweep, arguments), lambda results: table(sweep, results)
     )
-    draw = draw_by_epoch if sweep.by_epoch else draw_sweep
-    draw(sweep, grid.read(arguments.results), arguments.picture)
+    if status == 0 or arguments.results.exists():
+        draw = draw_by_epoch if sweep.by_epoch else draw_sweep
+        draw(sweep, grid.read(arguments.results), arguments.picture)
     return status
 
 

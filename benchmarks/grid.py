@@ -217,13 +217,21 @@ def main(arguments, runs, table):
         print(table(read(arguments.results)), end="")
         return 0
 
+    markdown = arguments.results.with_suffix(".md")
+    before = {path: path.read_bytes() for path in (arguments.results, markdown) if path.exists()}
+
     def keep(failed):
         results = collect([name for name in runs if name not in failed], arguments.output_dir)
-        write(arguments.results, results)
-        arguments.results.with_suffix(".md").write_text(table(results))
+        if results:
+            write(arguments.results, results)
+            markdown.write_text(table(results))
 
     failed = train(runs, arguments.output_dir, arguments.jobs, keep)
-    print(f"\n{table(read(arguments.results))}", end="")
+    if len(failed) < len(runs):
+        print(f"\n{table(read(arguments.results))}", end="")
+    else:  # for a wrong flag, as like as not: what was there stays
+        for path, content in before.items():
+            path.write_bytes(content)
     return exit_status(failed)
 
 

@@ -65,8 +65,23 @@ def test_a_grid_goes_on_after_a_failure_and_repeats_nothing(arguments, tmp_path,
 
     assert table1.main([*arguments, "--learning_rate=0.1"]) == 1
     assert "uniform-0.2-metalabelnet-seed1: exit status 2" in capsys.readouterr().out
-    assert grid.read(results) == []
+    assert grid.read(results) == runs
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == before
+
+
+def test_where_all_runs_fail_nothing_is_written(tmp_path, monkeypatch, capsys):
+    """As with `--table_only` after the `--`, which is no flag of the runs."""
+
+    def all_fail(runs, directory, jobs, on_end=lambda failed: None):
+        on_end(set(runs))
+        return list(runs)
+
+    monkeypatch.setattr(grid, "train", all_fail)
+    files = [f"--results={tmp_path / 'r.jsonl'}", f"--picture={tmp_path / 'p.png'}"]
+    for figure in ("figure4", "figure5"):
+        assert figures.main([figure, *files, "--", "--table_only"]) == 1
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("\nfailed: ") and not list(tmp_path.iterdir())
 
 
 def test_the_runs_of_a_grid_share_what_was_compiled(tmp_path, monkeypatch):
