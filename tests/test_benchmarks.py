@@ -194,7 +194,7 @@ def test_every_difference_makes_a_difference(monkeypatch):
         model.run_eagerly = True
         model.fit(
             (splits.train_images[:64], splits.given_labels[:64]),
-            meta_data=(splits.meta_images[:48], splits.meta_labels[:48]), batch_size=16, epochs=3,
+            meta_data=(splits.meta_images[:64], splits.meta_labels[:64]), batch_size=32, epochs=3,
             verbose=0, callbacks=[keras.callbacks.LearningRateScheduler(recipe.learning_rate_at)],
         )  # fmt: skip
         measured = model.evaluate(splits.test_images[:64], splits.test_labels[:64], verbose=0)
