@@ -294,7 +294,7 @@ def main(argv):
     status = grid.main(
         arguments, runs_of(sweep, arguments), lambda results: table(sweep, results)
     )
-    if status == 0 or arguments.results.exists():
+    if arguments.results.exists():
         draw = draw_by_epoch if sweep.by_epoch else draw_sweep
         draw(sweep, grid.read(arguments.results), arguments.picture)
     return status

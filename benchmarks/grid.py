@@ -44,7 +44,7 @@ def command(arguments, program, noise, ratio, seed, method="metalabelnet", more=
     return [*program, *flags, *more, *arguments.flags]
 
 
-def train(runs, directory, jobs, on_end=lambda failed: None):
+def train(runs, directory, jobs, on_end=lambda finished: None):
     """Trains all runs, spread over the visible GPUs, in the order given.
 
     Args:
@@ -52,7 +52,7 @@ def train(runs, directory, jobs, on_end=lambda failed: None):
         directory: pathlib.Path; a run's files go to the folder of its name in there, what it
             prints to NAME.log, and what XLA compiled to xla_cache, unless TF_XLA_FLAGS are set.
         jobs: runs at a time on each GPU, or on the CPU where there is no GPU.
-        on_end: called whenever a run has ended, with the set of names that failed so far.
+        on_end: called whenever a run has ended well, with the set of names that did so far.
 
     Returns:
         Names of the runs that failed, a list.
@@ -63,12 +63,12 @@ def train(runs, directory, jobs, on_end=lambda failed: None):
         gpus.put(gpu)
     with concurrent.futures.ThreadPoolExecutor(gpus.qsize()) as pool:
         ends = {pool.submit(_train_one, directory / n, runs[n], gpus): n for n in runs}
-        failed = set()
+        finished = set()
         for end in concurrent.futures.as_completed(ends):
-            if not end.result():
-                failed.add(ends[end])
-            on_end(failed)
-    return [name for name in runs if name in failed]
+            if end.result():
+                finished.add(ends[end])
+                on_end(finished)
+    return [name for name in runs if name not in finished]
 
 
 def _train_one(directory, command, gpus):
@@ -217,21 +217,14 @@ def main(arguments, runs, table):
         print(table(read(arguments.results)), end="")
         return 0
 
-    markdown = arguments.results.with_suffix(".md")
-    before = {path: path.read_bytes() for path in (arguments.results, markdown) if path.exists()}
-
-    def keep(failed):
-        results = collect([name for name in runs if name not in failed], arguments.output_dir)
-        if results:
-            write(arguments.results, results)
-            markdown.write_text(table(results))
+    def keep(finished):
+        results = collect([name for name in runs if name in finished], arguments.output_dir)
+        write(arguments.results, results)
+        arguments.results.with_suffix(".md").write_text(table(results))
 
     failed = train(runs, arguments.output_dir, arguments.jobs, keep)
-    if len(failed) < len(runs):
+    if len(failed) < len(runs):  # else what was there stays
         print(f"\n{table(read(arguments.results))}", end="")
-    else:  # for a wrong flag, as like as not: what was there stays
-        for path, content in before.items():
-            path.write_bytes(content)
     return exit_status(failed)
 
 

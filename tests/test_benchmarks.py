@@ -71,12 +71,7 @@ def test_a_grid_goes_on_after_a_failure_and_repeats_nothing(arguments, tmp_path,
 
 def test_where_all_runs_fail_nothing_is_written(tmp_path, monkeypatch, capsys):
     """As with `--table_only` after the `--`, which is no flag of the runs."""
-
-    def all_fail(runs, directory, jobs, on_end=lambda failed: None):
-        on_end(set(runs))
-        return list(runs)
-
-    monkeypatch.setattr(grid, "train", all_fail)
+    monkeypatch.setattr(grid, "train", lambda runs, *_: list(runs))
     files = [f"--results={tmp_path / 'r.jsonl'}", f"--picture={tmp_path / 'p.png'}"]
     for figure in ("figure4", "figure5"):
         assert figures.main([figure, *files, "--", "--table_only"]) == 1
@@ -387,6 +382,14 @@ def test_runs_are_spread_over_the_gpus(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert not grid.train({"a": [program], "b": [program]}, tmp_path / "runs", 2)
     assert {(tmp_path / "runs" / name / "gpu").read_text() for name in "ab"} == {"3", "5"}
+
+
+def test_a_run_counts_when_it_has_ended_well(tmp_path):
+    program, seen = tmp_path / "program.py", []
+    program.write_text("import sys\nsys.exit(int(sys.argv[1]))\n")
+    runs = {name: [program, status] for name, status in (("a", "0"), ("b", "1"), ("c", "0"))}
+    failed = grid.train(runs, tmp_path / "runs", 1, lambda finished: seen.append(set(finished)))
+    assert failed == ["b"] and sorted(seen[0]) in (["a"], ["c"]) and seen[1:] == [{"a", "c"}]
 
 
 def test_results_hold_no_paths(tmp_path):
