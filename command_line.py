@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import json
 import os
+import pathlib
+import tempfile
 
 import tensorflow as tf
 from absl import flags
@@ -10,6 +13,7 @@ from absl import flags
 from data import checks, corruption
 
 METHODS = ("metalabelnet", "cross_entropy")
+KERNELS = pathlib.Path(__file__).with_name("kernels.json")  # see benchmarks/keep_kernels.py
 
 
 def configure_xla():
@@ -17,19 +21,40 @@ def configure_xla():
 
     XLA times kernels whenever it compiles. Kept under $KERAS_HOME (~/.keras), a file each for an
     operation on a GPU with a cuDNN, the choice costs later runs nothing, and rounds as before: so a
-    seed gives the same result to the last bit.
+    seed gives the same result to the last bit. A new folder begins with the choices of `KERNELS`.
 
     For before TensorFlow first compiles; what the environment's XLA_FLAGS say comes last and wins.
     """
     ours, given = ["--xla_gpu_graph_min_graph_size=1"], os.environ.get("XLA_FLAGS", "")
-    home = corruption.keras_home()
-    kept = os.path.join(home, "mln_keras_kernels", f"tensorflow-{tf.__version__}")
+    kept = kernels_folder()
     with contextlib.suppress(OSError):
-        os.makedirs(kept, exist_ok=True)
+        _make_kernels_folder(kept)
     if os.access(kept, os.W_OK):
         ours += [f'--xla_gpu_{kind}_cache_dir="{kept}"'
                  for kind in ("experimental_autotuner", "per_fusion_autotune")]  # fmt: skip
     os.environ["XLA_FLAGS"] = " ".join([flag for flag in ours if flag not in given] + [given])
+
+
+def kernels_folder():
+    """pathlib.Path of the folder in which kernels are kept for this version of TensorFlow."""
+    home = pathlib.Path(corruption.keras_home())
+    return home / "mln_keras_kernels" / f"tensorflow-{tf.__version__}"
+
+
+def _make_kernels_folder(folder):
+    """Makes it, whole at once, where it is not there; an empty one stays empty."""
+    if folder.is_dir():
+        return
+    shipped = {}
+    if tf.config.list_physical_devices("GPU"):
+        shipped = json.loads(KERNELS.read_text()).get(folder.name, {})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        new = pathlib.Path(temporary, folder.name)
+        new.mkdir()
+        for name, choice in shipped.items():
+            (new / name).write_text(choice)
+        new.rename(folder)
 
 
 def define_flags(recipes):
@@ -61,6 +86,7 @@ def define_flags(recipes):
     define("float", "learning_rate", None, "λ, of the classifier, before the recipe's drops.")
     define("float", "meta_learning_rate", None, "β, of the label head.")
     define("float", "inner_learning_rate", None, "α, of the step from θ to θ̂ (Eq. 5).")
+    define("bool", "vertical_flip", None, "Mirror half of the training images top to bottom, too.")
     define("integer", "seed", 0, "Of splits, noise, initial weights, order and augmentation.")
     define("string", "output_dir", None, "Default: runs/DATASET-NOISE-RATIO-METHOD-seedN.")
     define("bool", "resume", False, "Continue the run in --output_dir from its last epoch.")

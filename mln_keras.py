@@ -316,7 +316,7 @@ class Recipe:
     Attributes:
         build_classifier: function without arguments, returns a Keras model from uint8 images in
             0..255 to logits (N, C).
-        build_augmentation: function without arguments, returns a layer for uint8 images.
+        build_augmentation: function of `vertical_flip`, returns a layer for uint8 images.
         noise: one of `data.corruption.NAMES`.
         noise_ratio: share of wrong labels, in [0, 1]; see `data.corruption.corrupt`.
         meta_size, batch_size: samples.
@@ -324,6 +324,7 @@ class Recipe:
         learning_rate: λ; divided by 10 at each of the epochs (0-based) in `learning_rate_drops`.
         meta_learning_rate, inner_learning_rate: β and α.
         unlabeled_size: training samples that lose their label.
+        vertical_flip: whether the augmentation mirrors images top to bottom, too.
     """
 
     build_classifier: Callable
@@ -339,6 +340,7 @@ class Recipe:
     meta_learning_rate: float
     inner_learning_rate: float = 1.0
     unlabeled_size: int = 0
+    vertical_flip: bool = True
 
     def learning_rate_at(self, epoch):
         return self.learning_rate * 0.1 ** sum(epoch >= drop for drop in self.learning_rate_drops)
@@ -347,7 +349,7 @@ class Recipe:
 RECIPES = {
     "digits": Recipe(
         build_classifier=layers.digits_cnn,
-        build_augmentation=functools.partial(layers.RandomFlipCrop, 1, False, False),
+        build_augmentation=functools.partial(layers.RandomFlipCrop, 1, False),
         noise="class_dependent",
         noise_ratio=0.4,
         meta_size=300,
@@ -357,6 +359,7 @@ RECIPES = {
         learning_rate=1e-2,
         learning_rate_drops=(),
         meta_learning_rate=1e-2,
+        vertical_flip=False,
     ),
     "cifar10": Recipe(
         build_classifier=layers.cnn8,
@@ -410,7 +413,7 @@ def build_model(settings, recipe):
     model = MetaLabelNet(
         recipe.build_classifier(),
         recipe.warmup_epochs if trains_phase_2 else recipe.epochs,
-        augmentation=recipe.build_augmentation(),
+        augmentation=recipe.build_augmentation(vertical_flip=recipe.vertical_flip),
         inner_learning_rate=recipe.inner_learning_rate,
         seed=settings["seed"],
     )

@@ -271,6 +271,7 @@ DIFFERENCES = {
     "features before batch norm and ReLU": take_features_before_batch_norm,
     "bfloat16": ["--mixed_precision"],
     "180 epochs": ["--epochs=180"],
+    "no vertical flip": ["--novertical_flip"],
     **{f"images re-encoded at {name}": with_images(encode) for name, encode in ENCODINGS.items()},
     "colour averaged over 4×4 pixels": with_images(blur_colour),
     "MLP head": with_mlp_head(),

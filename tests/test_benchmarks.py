@@ -11,7 +11,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+import command_line
 import data
 import layers
 import mln_keras
@@ -24,6 +26,7 @@ import differences
 import figures
 import grid
 import jpeg
+import keep_kernels
 import step_time
 import table1
 
@@ -159,7 +162,7 @@ def test_what_is_quoted_is_rebuilt_from_the_results(tmp_path):
     runs = grid.read(root / "results" / "table1.jsonl")
     for file, table in (
         ("table1", table1.table), ("float32", table1.table), ("differences", differences.table),
-        ("differences-he_normal", differences.table),
+        ("differences-he_normal", differences.table), ("table1-no_vertical_flip", table1.table),
     ):  # fmt: skip
         results = grid.read(root / "results" / f"{file}.jsonl")
         assert table(results) in (root / "REPRODUCE.md").read_text(), file
@@ -513,3 +516,19 @@ def test_the_log_of_a_run_that_goes_on_is_kept(tmp_path):
     for _ in range(2):
         assert not grid.train({"a": [program]}, tmp_path, 1)
     assert (tmp_path / "a.log").read_text() == "a line\n" * 2
+
+
+def test_kernels_of_this_machine_are_added_to_the_repositorys(tmp_path, monkeypatch):
+    folder = tmp_path / "mln_keras_kernels" / f"tensorflow-{tf.__version__}"
+    folder.mkdir(parents=True)
+    (folder / "tmp").mkdir()  # XLA's own
+    for name in ("b", "c"):
+        (folder / f"{name}.textproto").write_text(f"here {name}")
+    there = {"a.textproto": "there a", "b.textproto": "there b"}
+    kernels = tmp_path / "kernels.json"
+    kernels.write_text(json.dumps({folder.name: there, "tensorflow-1": {"a": "b"}}))
+    monkeypatch.setattr(command_line, "KERNELS", kernels)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    keep_kernels.main()
+    both = there | {"b.textproto": "here b", "c.textproto": "here c"}
+    assert json.loads(kernels.read_text()) == {folder.name: both, "tensorflow-1": {"a": "b"}}

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import command_line
 import data.teacher
 import layers
 import mln_keras
@@ -39,8 +40,8 @@ SHORT = ("--dataset", "digits", "--epochs", "2", "--warmup_epochs", "1")
 FLAGS = [
     "dataset", "data_dir", "noise", "noise_ratio", "noise_probs", "meta_size", "unlabeled_size",
     "method", "epochs", "warmup_epochs", "batch_size", "learning_rate", "meta_learning_rate",
-    "inner_learning_rate", "seed", "output_dir", "resume", "mixed_precision", "jit_compile",
-    "steps_per_execution",
+    "inner_learning_rate", "vertical_flip", "seed", "output_dir", "resume", "mixed_precision",
+    "jit_compile", "steps_per_execution",
 ]  # fmt: skip
 RESULT_KEYS = [
     "dataset", "noise", "noise_ratio", "noise_ratio_actual", "method", "seed", "epochs",
@@ -369,6 +370,10 @@ def test_the_model_of_cifar10_is_the_papers():
     expected = {"padding": 4, "horizontal_flip": True, "vertical_flip": True}
     assert isinstance(model.augmentation, layers.RandomFlipCrop)
     assert {name: getattr(model.augmentation, name) for name in expected} == expected
+    changed = mln_keras.build_model(
+        *parse_settings("--dataset", "cifar10", "--novertical_flip")
+    ).augmentation
+    assert {n: getattr(changed, n) for n in expected} == expected | {"vertical_flip": False}
     expected = {
         "warmup_epochs": 44, "feature_extractor": None, "inner_learning_rate": 1.0,
         "average_over_classes": True, "entropy_weight": 1.0, "weight_decay": 1e-4,
@@ -440,6 +445,35 @@ def test_kernels_are_not_kept_where_nothing_can_be_written(tmp_path, monkeypatch
     monkeypatch.setenv("XLA_FLAGS", "")
     mln_keras.configure_xla()
     assert os.environ["XLA_FLAGS"].split() == ["--xla_gpu_graph_min_graph_size=1"]
+
+
+@pytest.mark.parametrize("before", [None, {}, {"kept": "older"}])
+@pytest.mark.parametrize("gpus", [[], ["GPU"]])
+def test_a_new_folder_of_kernels_begins_with_those_of_the_repository(
+    tmp_path, monkeypatch, before, gpus
+):
+    folder = tmp_path / "mln_keras_kernels" / f"tensorflow-{tf.__version__}"
+    if before is not None:
+        folder.mkdir(parents=True)
+        for name, text in before.items():
+            (folder / name).write_text(text)
+    shipped = {"kept": "newer", "more": "text"}
+    (tmp_path / "kernels.json").write_text(json.dumps({folder.name: shipped, "other": {"no": ""}}))
+    monkeypatch.setattr(command_line, "KERNELS", tmp_path / "kernels.json")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("XLA_FLAGS", "")
+    mln_keras.configure_xla()
+    expected = before if before is not None else shipped if gpus else {}
+    assert {path.name: path.read_text() for path in folder.iterdir()} == expected
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_the_kernels_of_the_repository_are_for_the_version_that_its_requirements_allow():
+    (folder,) = shipped = json.loads(command_line.KERNELS.read_text())
+    allowed = Path(mln_keras.__file__).with_name("requirements.txt").read_text()
+    assert f"{folder.replace('-', '==').rpartition('.')[0]}.*" in allowed
+    assert shipped[folder] and all(n.endswith(".textproto") for n in shipped[folder])
 
 
 def test_without_noise_the_ratio_is_0():
@@ -1203,9 +1237,9 @@ def test_help_names_every_flag_and_each_recipes_value(capsys, flag):
     for name in FLAGS:
         assert re.search(rf"^ +--(\[no\])?{name}: \S", out, re.MULTILINE), name
     _, *sections = re.split(r"^  --", out, flags=re.MULTILINE)
-    texts = {text.split(":")[0]: " ".join(text.split()) for text in sections}
+    texts = {t.split(":")[0].removeprefix("[no]"): " ".join(t.split()) for t in sections}
     replaced = {field.name for field in dataclasses.fields(mln_keras.Recipe)} & set(FLAGS)
-    assert len(replaced) == 10
+    assert len(replaced) == 11
     for name in replaced:
         values = [f"{getattr(r, name)} ({d})" for d, r in mln_keras.RECIPES.items()]
         assert f" Default: {', '.join(values)}." in texts[name]

@@ -1,0 +1,30 @@
+"""Adds the kernels that this machine keeps to kernels.json, which a new machine begins with.
+
+    python benchmarks/keep_kernels.py
+
+For after runs that had the GPU to themselves in an empty folder of kernels (see
+`command_line.configure_xla`), as XLA chooses by timing.
+"""
+
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import command_line
+import outputs
+
+
+def main():
+    folder = command_line.kernels_folder()
+    shipped = json.loads(command_line.KERNELS.read_text())
+    kept = shipped.setdefault(folder.name, {})
+    kept |= {path.name: path.read_text() for path in folder.glob("*.textproto")}
+    shipped[folder.name] = dict(sorted(kept.items()))
+    outputs.write_json(command_line.KERNELS, shipped)
+    print(f"{command_line.KERNELS}: {len(kept)} kernels for {folder.name}")
+
+
+if __name__ == "__main__":
+    main()
