@@ -434,9 +434,11 @@ def run(settings, recipe, splits):
     state, weights = outputs.load_checkpoint(directory)
     if state is not None:
         model.load_weights(weights)
-    meta = pipeline.in_one_call(splits.meta_images, splits.meta_labels, EVALUATION_BATCH)
-    test = pipeline.in_one_call(splits.test_images, splits.test_labels, EVALUATION_BATCH)
-    recorder = outputs.RunRecorder(directory, settings, test, state)
+    held_out = {
+        "meta": model.evaluation(splits.meta_images, splits.meta_labels, EVALUATION_BATCH),
+        "test": model.evaluation(splits.test_images, splits.test_labels, EVALUATION_BATCH),
+    }
+    recorder = outputs.RunRecorder(directory, settings, held_out, state)
     print(f"{settings['method']} on {outputs.versions()['device']}: {directory}, from epoch "
           f"{len(recorder.rows) + 1} to {recipe.epochs}", flush=True)
     with warnings.catch_warnings():
@@ -447,7 +449,6 @@ def run(settings, recipe, splits):
             batch_size=recipe.batch_size,
             epochs=recipe.epochs,
             initial_epoch=state["epoch"] if state else 0,
-            validation_data=meta,
             callbacks=[keras.callbacks.LearningRateScheduler(recipe.learning_rate_at), recorder],
             verbose=1 if sys.stdout.isatty() else 0,
         )

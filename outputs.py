@@ -391,24 +391,22 @@ def write_results(directory, model, settings, rows, **more):
 
 
 class RunRecorder(keras.callbacks.Callback):
-    """After each epoch: measures the test set, keeps history.csv and the best weights, and prints
-    a line; saves a checkpoint after the first and the last epoch, and where there has been none
-    for `CHECKPOINT_SECONDS`.
-
-    The model must be fitted with the meta set as `validation_data`.
+    """After each epoch: measures meta and test set, keeps history.csv and the best weights, and
+    prints a line; saves a checkpoint after the first and the last epoch, and where there has been
+    none for `CHECKPOINT_SECONDS`.
 
     Args:
         directory: the run's.
         flags: dict, saved with the checkpoint.
-        test_data: the test set, as `evaluate` takes it.
+        held_out: dict, `meta` and `test` -> `TwoPhaseModel.evaluation` of that set.
         state: a checkpoint's, to continue from; None for a new run.
     """
 
-    def __init__(self, directory, flags, test_data, state=None):
+    def __init__(self, directory, flags, held_out, state=None):
         super().__init__()
         self.directory = directory
         self.flags = flags
-        self.test_data = test_data
+        self.held_out = held_out
         self.rows = state["rows"] if state else []
         self.best_epoch = state["best_epoch"] if state else None
         self.seconds = state["seconds"] if state else 0.0
@@ -418,7 +416,8 @@ class RunRecorder(keras.callbacks.Callback):
         self._values = tf.function(lambda: values(self.model))  # one call, not one a variable
 
     def on_epoch_end(self, epoch, logs=None):
-        test = self.model.evaluate(self.test_data, verbose=0, return_dict=True)
+        meta_loss, meta_accuracy = self.held_out["meta"]()
+        test_loss, test_accuracy = self.held_out["test"]()
         row = {
             "epoch": epoch + 1,
             "phase": int(self.model.phase.numpy()),
@@ -426,10 +425,10 @@ class RunRecorder(keras.callbacks.Callback):
             "loss": logs["loss"],
             "accuracy": logs["accuracy"],
             **{name: logs[name] for name in self.model.phase_2_metrics},
-            "meta_set_loss": logs["val_loss"],
-            "meta_accuracy": logs["val_accuracy"],
-            "test_loss": test["loss"],
-            "test_accuracy": test["accuracy"],
+            "meta_set_loss": meta_loss,
+            "meta_accuracy": meta_accuracy,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
         }
         absent = self.model.phase_2_metrics if row["phase"] == 1 else ()
         for name, value in row.items():

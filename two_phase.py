@@ -358,21 +358,45 @@ class TwoPhaseModel(keras.Model):
             return super().evaluate(x, y, *args, **kwargs)
 
     def test_step(self, batch):
-        """Measures a batch, or the batches ((images, labels),) of `pipeline.in_one_call`."""
-
-        def measure(batch):
-            images, labels = batch
-            checks.image_dtype(images.dtype, self.image_dtype)
-            logits = self.logits(images, training=False)
-            losses = layers.cross_entropy(ops.maximum(labels, 0), logits)
-            self.update_metrics(losses, labels, logits)
-
-        if len(batch) == 1:
-            (stacked,) = batch
-            _loop(measure, stacked, tf.shape(stacked[0])[0])
-        else:
-            measure(batch)
+        images, labels = batch
+        checks.image_dtype(images.dtype, self.image_dtype)
+        logits = self.logits(images, training=False)
+        losses = layers.cross_entropy(ops.maximum(labels, 0), logits)
+        self.update_metrics(losses, labels, logits)
         return self._results()
+
+    def evaluation(self, images, labels, batch_size):
+        """What `evaluate` says of arrays, but for the compiled metrics, as one call on one device.
+
+        It is for measuring the same images again and again: they stay on the GPU.
+
+        Args:
+            images: array (N, H, W, channels).
+            labels: integer array (N,), N at least 1.
+            batch_size: at most how many images are computed at once.
+
+        Returns:
+            A function without arguments that returns mean cross-entropy and accuracy, two floats.
+        """
+        count = len(labels)
+        images, labels = pipeline.stack(images, labels, batch_size)
+        held, _ = pipeline.hold(images)
+        images = tf.convert_to_tensor(images) if held is None else held
+
+        @functools.partial(tf.function, jit_compile=self.jit_compile)
+        def measure(images, labels):
+            def add(i, loss, hits):
+                logits = self.logits(images[i], training=False)
+                losses = layers.cross_entropy(ops.maximum(labels[i], 0), logits)
+                is_labeled = ops.cast(labels[i] >= 0, losses.dtype)
+                are_hits = ops.cast(ops.argmax(logits, -1) == labels[i], losses.dtype)
+                return i + 1, loss + ops.sum(losses * is_labeled), hits + ops.sum(are_hits)
+
+            start = [0, ops.zeros(()), ops.zeros(())]
+            return tf.while_loop(lambda i, *_: i < len(images), add, start)[1:]
+
+        # Not divided in the graph, where a division by a constant becomes a product.
+        return lambda: tuple(float(total / count) for total in measure(images, labels))
 
     def export(self, filepath):
         """Writes a SavedModel that plain TensorFlow loads.

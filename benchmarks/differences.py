@@ -148,7 +148,7 @@ def spare_the_label_head(model):
 @with_model
 def average_weights(model):
     """Measured are the means of the weights over about the last 500 steps."""
-    weights, evaluate = model.classifier.trainable_variables, model.evaluate
+    weights, evaluation = model.classifier.trainable_variables, model.evaluation
     averaging = {"use_ema": True, "ema_momentum": 0.998}
     optimizer = keras.optimizers.SGD.from_config(model.optimizer.get_config() | averaging)
     optimizer.build(weights)
@@ -162,13 +162,18 @@ def average_weights(model):
             weight.assign(average)
             average.assign(value)
 
-    def evaluate_averages(*arguments, **options):
-        swap()
-        result = evaluate(*arguments, **options)
-        swap()
-        return result
+    def evaluation_of_averages(*arguments):
+        evaluate = evaluation(*arguments)
 
-    model.evaluate = evaluate_averages
+        def evaluate_averages():
+            swap()
+            result = evaluate()
+            swap()
+            return result
+
+        return evaluate_averages
+
+    model.evaluation = evaluation_of_averages
 
 
 def with_images(change):

@@ -4,8 +4,8 @@
 
 Runs `python mln_keras.py` with the flags after `--` (default: digits) in a new process and a
 directory that is removed afterwards. Start: importing, loading the data and compiling up to the
-end of the first program of steps. An epoch: training, then the meta set as validation, then the
-recorder, which measures the test set and writes checkpoint and history.
+end of the first program of steps. An epoch: training, then the recorder, which measures meta and
+test set and writes checkpoint and history.
 """
 
 import argparse
@@ -32,11 +32,8 @@ def run(started, json_file, flags):
         def on_train_batch_end(self, batch, logs=None):
             epochs[-1].setdefault("first", time.time())
 
-        def on_test_begin(self, logs=None):
-            epochs[-1].setdefault("trained", time.time())
-
         def on_epoch_end(self, epoch, logs=None):
-            epochs[-1]["validated"] = time.time()
+            epochs[-1]["trained"] = time.time()
             super().on_epoch_end(epoch, logs)
             phase = self.rows[-1]["phase"]
             epochs[-1] |= {"end": time.time(), "phase": phase, "flags": self.flags}
@@ -55,8 +52,7 @@ def report(started, epochs, ended, json_file):
 
     parts = {
         "training": ("begin", "trained"),
-        "meta set": ("trained", "validated"),
-        "recorder": ("validated", "end"),
+        "recorder": ("trained", "end"),
     }
     flags = epochs[-1]["flags"]
     figures = {

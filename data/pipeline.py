@@ -133,25 +133,23 @@ def steps_an_epoch(dataset, epochs):
     return max(int(dataset.cardinality()), 0) // len(epochs) or None
 
 
-def in_one_call(images, labels, batch_size):
-    """A data set of one element, which `TwoPhaseModel.evaluate` measures in one call on one device.
+def stack(images, labels, batch_size):
+    """All of a data set as batches of one size.
 
     Args:
         images: array (N, H, W, channels).
         labels: integer array (N,), N at least 1.
-        batch_size: at most how many images are computed at once.
+        batch_size: at most how many images are in a batch.
 
     Returns:
-        tf.data.Dataset of one element, ((images, labels),): all images (B, n, H, W, channels) as B
-        batches of n, and their labels (B, n), -1 for images, less than B, that come a second time
-        to fill the last batch.
+        (images (B, n, H, W, channels), labels int32 (B, n)): B batches of n; labels are -1 for
+        images, less than B, that come a second time to fill the last batch.
     """
     labels = np.asarray(labels, np.int32)
     count = math.ceil(len(labels) / batch_size)
     places = np.arange(count * math.ceil(len(labels) / count)).reshape(count, -1)
     rows = places % len(labels)
-    labels_or_none = np.where(places < len(labels), labels[rows], -1)
-    return tf.data.Dataset.from_tensors(((images[rows], labels_or_none),))
+    return images[rows], np.where(places < len(labels), labels[rows], -1)
 
 
 def largest_divisor(number, at_most):
@@ -288,8 +286,8 @@ def check_evaluated(name, data, image_shape, num_classes, dtype):
 
     Args:
         name: of the argument, for the error.
-        data: (images, labels), a tf.data.Dataset of such batches or of `in_one_call`; what Keras
-            takes besides passes.
+        data: (images, labels) or a tf.data.Dataset of such batches; what Keras takes besides
+            passes.
         image_shape, num_classes, dtype: as `TrainingData` has them.
 
     Returns:
@@ -299,9 +297,8 @@ def check_evaluated(name, data, image_shape, num_classes, dtype):
         ValueError: one line that names the argument, what is wrong and what is allowed.
     """
     if isinstance(data, tf.data.Dataset):
-        if not isinstance(data.element_spec, tuple) or len(data.element_spec) != 1:
-            return _checked_dataset(name, data, image_shape, num_classes, dtype, True)
-    elif isinstance(data, (tuple, list)) or hasattr(data, "shape"):
+        return _checked_dataset(name, data, image_shape, num_classes, dtype, True)
+    if isinstance(data, (tuple, list)) or hasattr(data, "shape"):
         images, labels = _pair(name, data)
         checks.images(name, images, image_shape, dtype)
         checks.labels(name, labels, len(images), num_classes, allow_unlabeled=True)

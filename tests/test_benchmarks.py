@@ -195,7 +195,7 @@ def test_every_difference_makes_a_difference(monkeypatch):
             meta_data=(splits.meta_images[:64], splits.meta_labels[:64]), batch_size=32, epochs=3,
             verbose=0, callbacks=[keras.callbacks.LearningRateScheduler(recipe.learning_rate_at)],
         )  # fmt: skip
-        measured = model.evaluate(splits.test_images[:64], splits.test_labels[:64], verbose=0)
+        measured = model.evaluation(splits.test_images[:64], splits.test_labels[:64], 64)()
         raise Trained([str(measured), *(w.numpy().tobytes() for w in model.classifier.weights)])
 
     flags = ["--dataset=digits", "--noise=uniform", "--epochs=3", "--warmup_epochs=1",
@@ -459,7 +459,8 @@ def test_measuring_averaged_weights_leaves_the_weights(monkeypatch):
     images, labels = np.zeros((64, 8, 8, 1), np.uint8), np.zeros(64, np.int32)
     model.fit((images, labels), epochs=1, verbose=0, batch_size=16)
     before = [weight.numpy() for weight in model.classifier.weights]
-    model.evaluate(images, labels, verbose=0)
+    measured, _ = model.evaluation(images, labels, 64)()
+    assert measured != model.evaluate(images, labels, verbose=0, return_dict=True)["loss"]
     for weight, value in zip(model.classifier.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)
 

@@ -268,7 +268,7 @@ def test_on_a_terminal_each_epochs_line_comes_below_keras_progress_bar(
     _, *epochs = re.split(r"^Epoch \d/2$", out, flags=re.MULTILINE)
     for epoch, line in zip(epochs, ("  1  warm-up  loss ", "  2  phase 2  loss "), strict=True):
         bar, _, rest = epoch.partition(f"\nepoch {line}")
-        assert "18/18" in bar and " accuracy: " in bar and " val_accuracy: " in bar
+        assert "18/18" in bar and " accuracy: " in bar
         assert rest and "18/18" not in rest and (" meta_loss: " in bar) == ("phase 2" in line)
     assert "best by meta" in out
 
@@ -507,18 +507,17 @@ class EpochsOf:
     def __init__(self, directory, meta_accuracies, state=None, more_epochs=0):
         self.variables = [tf.Variable(0)]
         self.optimizer = self.meta_optimizer = types.SimpleNamespace(variables=[])
-        recorder = outputs.RunRecorder(directory, {"method": "cross_entropy"}, None, state)
+        meta = iter(meta_accuracies)
+        held_out = {"meta": lambda: (1.0, next(meta)), "test": lambda: (1.0, 0.5)}
+        recorder = outputs.RunRecorder(directory, {"method": "cross_entropy"}, held_out, state)
         recorder.set_model(self)
         recorder.set_params({
             "epochs": len(recorder.rows) + len(meta_accuracies) + more_epochs
         })
-        for epoch, accuracy in enumerate(meta_accuracies, len(recorder.rows) + 1):
-            self.variables[0].assign(epoch)
-            logs = dict.fromkeys(("learning_rate", "loss", "accuracy", "val_loss"), 1.0)
-            recorder.on_epoch_end(epoch - 1, logs | {"val_accuracy": accuracy})
-
-    def evaluate(self, *_, **__):
-        return {"loss": 1.0, "accuracy": 0.5}
+        for epoch in range(len(recorder.rows), len(recorder.rows) + len(meta_accuracies)):
+            self.variables[0].assign(epoch + 1)
+            logs = dict.fromkeys(("learning_rate", "loss", "accuracy"), 1.0)
+            recorder.on_epoch_end(epoch, logs)
 
     def save_weights(self, path):
         path.write_text(str(int(self.variables[0])))
@@ -697,22 +696,25 @@ def test_a_run_trains_on_given_labels_and_chooses_by_the_meta_set(tmp_path, monk
     class Fitted(Exception):
         pass
 
-    def fit(model, x, *, meta_data, validation_data, batch_size, **_):
-        raise Fitted(x, meta_data, validation_data, batch_size)
+    def fit(model, x, *, meta_data, batch_size, callbacks, **_):
+        raise Fitted(x, meta_data, batch_size, callbacks[-1].held_out)
 
     monkeypatch.setattr(mln_keras.MetaLabelNet, "fit", fit)
+    monkeypatch.setattr(mln_keras.MetaLabelNet, "evaluation", lambda model, *data: data)
     settings, recipe = parse_settings(
         *RUN, "--method", method, "--batch_size", 48, "--output_dir", tmp_path
     )
     splits = mln_keras.load_splits(settings, recipe)
     with pytest.raises(Fitted) as fitted:
         mln_keras.run(settings, recipe, splits)
-    (images, labels), meta, validation, batch_size = fitted.value.args
+    (images, labels), meta, batch_size, held_out = fitted.value.args
     assert images is splits.train_images and labels is splits.given_labels
     assert (labels == -1).sum() == UNLABELED and splits.noise_ratio > 0.3
     assert meta == ((splits.meta_images, splits.meta_labels) if method == "metalabelnet" else None)
-    ((chosen_by, _),) = validation.get_single_element()
-    np.testing.assert_array_equal(chosen_by[0], splits.meta_images)
+    assert held_out == {
+        "meta": (splits.meta_images, splits.meta_labels, 1000),
+        "test": (splits.test_images, splits.test_labels, 1000),
+    }
     assert batch_size == 48
 
 
@@ -734,11 +736,11 @@ def test_the_columns_of_the_history_are_those_of_keras(tmp_path):
     model.variables = [tf.Variable(0)]
     model.optimizer = model.meta_optimizer = types.SimpleNamespace(variables=[])
     model.phase, model.phase_2_metrics = tf.constant(2), ("meta_loss",)
-    recorder = outputs.RunRecorder(directory, {"method": "metalabelnet"}, None)
+    held_out = {"meta": lambda: (0.6, 0.7), "test": lambda: (1.0, 0.5)}
+    recorder = outputs.RunRecorder(directory, {"method": "metalabelnet"}, held_out)
     recorder.set_model(model)
     recorder.set_params({"epochs": 1})
-    logs = {"learning_rate": 0.1, "loss": 0.2, "accuracy": 0.3, "meta_loss": 0.4, "val_loss": 0.6,
-            "val_accuracy": 0.7}  # fmt: skip
+    logs = {"learning_rate": 0.1, "loss": 0.2, "accuracy": 0.3, "meta_loss": 0.4}
     recorder.on_epoch_end(0, logs)
     assert recorder.rows == [
         {"epoch": 1, "phase": 2, "learning_rate": 0.1, "loss": 0.2, "accuracy": 0.3,
@@ -1323,9 +1325,10 @@ def test_weights_that_only_the_last_step_of_an_epoch_spoils_are_not_kept(tmp_pat
 def test_the_step_that_spoils_weights_is_counted_in_steps_not_in_programs(tmp_path):
     model = EpochsOf.__new__(EpochsOf)
     model.loop_length = 6
-    recorder = outputs.RunRecorder(tmp_path, {"method": "cross_entropy"}, None)
+    held_out = {"meta": lambda: (np.nan, 1.0), "test": lambda: (1.0, 1.0)}
+    recorder = outputs.RunRecorder(tmp_path, {"method": "cross_entropy"}, held_out)
     recorder.set_model(model)
     recorder.set_params({"epochs": 1, "steps": 3})
-    logs = dict.fromkeys(("learning_rate", "loss", "accuracy", "val_accuracy"), 1.0)
+    logs = dict.fromkeys(("learning_rate", "loss", "accuracy"), 1.0)
     with pytest.raises(FloatingPointError, match="epoch 1, step 18, its last: the meta_set_loss"):
-        recorder.on_epoch_end(0, logs | {"val_loss": np.nan})
+        recorder.on_epoch_end(0, logs)

@@ -536,31 +536,35 @@ def test_evaluation_is_whole_where_the_steps_of_a_call_change(images):
         assert len(model.predict(x, batch_size=4, verbose=0)) == 32
 
 
-@pytest.mark.parametrize("how", ["jit_compile", "run_eagerly", None])
-def test_evaluation_in_one_call_is_evaluation(images, how):
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_evaluation_of_the_same_images_follows_the_weights(images, jit_compile):
     """11 images are 3 batches of 4, and one image comes twice."""
     x, y = images(11, seed=3)
-    model = compiled(
-        dense_net(),
-        compile_options={
-            "metrics": ["accuracy", keras.metrics.SparseCategoricalCrossentropy()],
-            "jit_compile": how == "jit_compile",
-            "run_eagerly": how == "run_eagerly",
-        },
-    )
-    model.fit(images(40), meta_data=images(16, seed=1), batch_size=8, epochs=3, verbose=0)
+    model = compiled(dense_net(), 2, compile_options={"jit_compile": jit_compile})
+    sizes = {11: (3, 1), 4: (1, 0), 8: (2, 0), 1: (1, 0)}
+    evaluations = {n: model.evaluation(x[:n], y[:n].astype("uint8"), 4) for n in sizes}
+    for n, (batches, fill) in sizes.items():
+        _, labels = pipeline.stack(x[:n], y[:n], 4)
+        assert len(labels) == batches and (labels == -1).sum() == fill
+    before = {}
+    for epoch in range(2):
+        model.fit(images(40), batch_size=8, epochs=epoch + 1, initial_epoch=epoch, verbose=0)
+        for n in sizes:
+            whole = model.evaluate(x[:n], y[:n], batch_size=n, verbose=0, return_dict=True)
+            loss, accuracy = evaluations[n]()
+            assert whole == pytest.approx({"loss": loss, "accuracy": accuracy}, rel=1e-5)
+            assert loss != before.get(n)
+            before[n] = loss
 
-    def expected(count):
-        whole = model.evaluate(x[:count], y[:count], batch_size=count, verbose=0, return_dict=True)
-        return pytest.approx(whole, rel=1e-5)
 
-    for count, batches, fill in ((11, 3, 1), (4, 1, 0), (8, 2, 0), (1, 1, 0)):
-        data = pipeline.in_one_call(x[:count], y[:count].astype("uint8"), 4)
-        ((_, labels),) = data.get_single_element()
-        assert len(labels) == batches and (labels.numpy() == -1).sum() == fill
-        assert model.evaluate(data, verbose=0, return_dict=True) == expected(count)
-    unlabeled = np.append(x, x[:1], axis=0), np.append(y, -1)
-    assert model.evaluate(*unlabeled, batch_size=12, verbose=0, return_dict=True) == expected(11)
+def test_samples_without_a_label_are_left_out_of_evaluation(images):
+    x, y = images(11, seed=3)
+    metrics = ["accuracy", keras.metrics.SparseCategoricalCrossentropy()]
+    model = compiled(dense_net(), compile_options={"metrics": metrics})
+    labeled = model.evaluate(x, y, batch_size=11, verbose=0, return_dict=True)
+    with_one_more = np.append(x, x[:1], axis=0), np.append(y, -1)
+    found = model.evaluate(*with_one_more, batch_size=12, verbose=0, return_dict=True)
+    assert found == pytest.approx(labeled, rel=1e-5)
 
 
 @pytest.mark.parametrize("broken_at", [1, 2, 3])
