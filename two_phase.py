@@ -152,6 +152,7 @@ class TwoPhaseModel(keras.Model):
         )
         self.optimizer.build(self.classifier.trainable_variables)
         self.meta_optimizer.build(self.label_head.trainable_variables)
+        self._sum_up = tf.function(self._losses_and_hits, jit_compile=self.jit_compile)
 
     def fit(
         self,
@@ -383,20 +384,23 @@ class TwoPhaseModel(keras.Model):
         held, _ = pipeline.hold(images)
         images = tf.convert_to_tensor(images) if held is None else held
 
-        @functools.partial(tf.function, jit_compile=self.jit_compile)
-        def measure(images, labels):
-            def add(i, loss, hits):
-                logits = self.logits(images[i], training=False)
-                losses = layers.cross_entropy(ops.maximum(labels[i], 0), logits)
-                is_labeled = ops.cast(labels[i] >= 0, losses.dtype)
-                are_hits = ops.cast(ops.argmax(logits, -1) == labels[i], losses.dtype)
-                return i + 1, loss + ops.sum(losses * is_labeled), hits + ops.sum(are_hits)
+        def measure():  # without a division in the graph, where one by a constant is a product
+            return tuple(float(total / count) for total in self._sum_up(images, labels))
 
-            start = [0, ops.zeros(()), ops.zeros(())]
-            return tf.while_loop(lambda i, *_: i < len(images), add, start)[1:]
+        return measure
 
-        # Not divided in the graph, where a division by a constant becomes a product.
-        return lambda: tuple(float(total / count) for total in measure(images, labels))
+    def _losses_and_hits(self, images, labels):
+        """Sums over stacked batches, as `pipeline.stack` makes them."""
+
+        def add(i, loss, hits):
+            logits = self.logits(images[i], training=False)
+            losses = layers.cross_entropy(ops.maximum(labels[i], 0), logits)
+            is_labeled = ops.cast(labels[i] >= 0, losses.dtype)
+            are_hits = ops.cast(ops.argmax(logits, -1) == labels[i], losses.dtype)
+            return i + 1, loss + ops.sum(losses * is_labeled), hits + ops.sum(are_hits)
+
+        start = [0, ops.zeros(()), ops.zeros(())]
+        return tf.while_loop(lambda i, *_: i < len(images), add, start)[1:]
 
     def export(self, filepath):
         """Writes a SavedModel that plain TensorFlow loads.

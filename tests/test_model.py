@@ -555,6 +555,8 @@ def test_evaluation_of_the_same_images_follows_the_weights(images, jit_compile):
             assert whole == pytest.approx({"loss": loss, "accuracy": accuracy}, rel=1e-5)
             assert loss != before.get(n)
             before[n] = loss
+    model.evaluation(x[::-1], y[::-1], 4)()
+    assert model._sum_up.experimental_get_tracing_count() == len(sizes)  # a program for each size
 
 
 def test_samples_without_a_label_are_left_out_of_evaluation(images):
