@@ -42,12 +42,10 @@ def kernels_folder():
 
 
 def _make_kernels_folder(folder):
-    """Makes it, whole at once, where it is not there; an empty one stays empty."""
-    if folder.is_dir():
+    """Makes it, whole at once, for a GPU; one that is there stays as it is, an empty one empty."""
+    if folder.is_dir() or not tf.config.list_physical_devices("GPU"):
         return
-    shipped = {}
-    if tf.config.list_physical_devices("GPU"):
-        shipped = json.loads(KERNELS.read_text()).get(folder.name, {})
+    shipped = json.loads(KERNELS.read_text()).get(folder.name, {}) if KERNELS.exists() else {}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         new = pathlib.Path(temporary, folder.name)

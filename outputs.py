@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-VERSION = "0.2"  # of this program: another one wherever the same flags give other numbers
+VERSION = "0.3"  # of this program: another one wherever the same flags give other numbers
 CHECKPOINT_SECONDS = 10
 COLORS = {"metalabelnet": "tab:blue", "cross_entropy": "tab:orange"}
 # Where a run lies and how it is continued changes nothing about what it computes.
@@ -76,6 +76,11 @@ def find_run(directory, flags, resume):
         _check_writable(pathlib.Path(directory))
         check_holds_only(directory, _is_leftover)
         return None
+    if version != VERSION:
+        raise ValueError(
+            f"--output_dir: {directory} holds a run of version {version} of this program, and this "
+            f"is version {VERSION}; name another directory"
+        )
     differing = [
         f"--{name} was {held.get(name)!r}, now {flags[name]!r}"
         for name in flags
@@ -85,11 +90,6 @@ def find_run(directory, flags, resume):
         raise ValueError(
             f"--output_dir: {directory} holds another run ({'; '.join(differing)}); name another "
             f"directory, or give that run's flags"
-        )
-    if version != VERSION:
-        raise ValueError(
-            f"--output_dir: {directory} holds a run of version {version} of this program, and this "
-            f"is version {VERSION}; name another directory"
         )
     if result is None:
         if not resume:

@@ -373,19 +373,27 @@ class TwoPhaseModel(keras.Model):
 
         Args:
             images: array (N, H, W, channels).
-            labels: integer array (N,), N at least 1.
+            labels: integer array (N,), -1 for a sample that is left out, at least one other.
             batch_size: at most how many images are computed at once.
 
         Returns:
             A function without arguments that returns mean cross-entropy and accuracy, two floats.
+
+        Raises:
+            ValueError: for arrays that do not fit the model, one line that names the argument.
         """
-        count = len(labels)
+        pipeline.check_evaluated(
+            "x", (images, labels), self.image_shape, self.num_classes, self.image_dtype
+        )
+        count = np.sum(np.asarray(labels) >= 0)
         images, labels = pipeline.stack(images, labels, batch_size)
         held, _ = pipeline.hold(images)
-        images = tf.convert_to_tensor(images) if held is None else held
+        if held is None:
+            with tf.device("CPU"):
+                held = tf.convert_to_tensor(images)
 
         def measure():  # without a division in the graph, where one by a constant is a product
-            return tuple(float(total / count) for total in self._sum_up(images, labels))
+            return tuple(float(total / count) for total in self._sum_up(held, labels))
 
         return measure
 
@@ -400,7 +408,7 @@ class TwoPhaseModel(keras.Model):
             return i + 1, loss + ops.sum(losses * is_labeled), hits + ops.sum(are_hits)
 
         start = [0, ops.zeros(()), ops.zeros(())]
-        return tf.while_loop(lambda i, *_: i < len(images), add, start)[1:]
+        return tf.while_loop(lambda i, *_: i < len(images), add, start, parallel_iterations=1)[1:]
 
     def export(self, filepath):
         """Writes a SavedModel that plain TensorFlow loads.

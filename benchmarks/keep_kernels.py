@@ -2,7 +2,7 @@
 
     python benchmarks/keep_kernels.py
 
-For after runs that had the GPU to themselves in an empty folder of kernels (see
+For after runs that had the GPU to themselves, and began with that folder empty (see
 `command_line.configure_xla`), as XLA chooses by timing.
 """
 
