@@ -388,27 +388,26 @@ class TwoPhaseModel(keras.Model):
         count = np.sum(np.asarray(labels) >= 0)
         images, labels = pipeline.stack(images, labels, batch_size)
         held, _ = pipeline.hold(images)
-        if held is None:
-            with tf.device("CPU"):
-                held = tf.convert_to_tensor(images)
+        images = pipeline.converted(images) if held is None else held
 
         def measure():  # without a division in the graph, where one by a constant is a product
-            return tuple(float(total / count) for total in self._sum_up(held, labels))
+            return tuple(float(total / count) for total in self._sum_up(images, labels))
 
         return measure
 
     def _losses_and_hits(self, images, labels):
         """Sums over stacked batches, as `pipeline.stack` makes them."""
 
-        def add(i, loss, hits):
-            logits = self.logits(images[i], training=False)
-            losses = layers.cross_entropy(ops.maximum(labels[i], 0), logits)
-            is_labeled = ops.cast(labels[i] >= 0, losses.dtype)
-            are_hits = ops.cast(ops.argmax(logits, -1) == labels[i], losses.dtype)
-            return i + 1, loss + ops.sum(losses * is_labeled), hits + ops.sum(are_hits)
+        def add(sums, batch):
+            (loss, hits), (images, labels) = sums, batch
+            logits = self.logits(images, training=False)
+            losses = layers.cross_entropy(ops.maximum(labels, 0), logits)
+            is_labeled = ops.cast(labels >= 0, losses.dtype)
+            are_hits = ops.cast(ops.argmax(logits, -1) == labels, losses.dtype)
+            return loss + ops.sum(losses * is_labeled), hits + ops.sum(are_hits)
 
-        start = [0, ops.zeros(()), ops.zeros(())]
-        return tf.while_loop(lambda i, *_: i < len(images), add, start, parallel_iterations=1)[1:]
+        start = ops.zeros(()), ops.zeros(())
+        return tf.foldl(add, (images, labels), start, parallel_iterations=1)
 
     def export(self, filepath):
         """Writes a SavedModel that plain TensorFlow loads.

@@ -19,11 +19,10 @@ import outputs
 def main():
     folder = command_line.kernels_folder()
     shipped = json.loads(command_line.KERNELS.read_text())
-    kept = shipped.setdefault(folder.name, {})
-    kept |= {path.name: path.read_text() for path in folder.glob("*.textproto")}
-    shipped[folder.name] = dict(sorted(kept.items()))
+    kept = {path.name: path.read_text() for path in folder.glob("*.textproto")}
+    shipped[folder.name] = dict(sorted((shipped.get(folder.name, {}) | kept).items()))
     outputs.write_json(command_line.KERNELS, shipped)
-    print(f"{command_line.KERNELS}: {len(kept)} kernels for {folder.name}")
+    print(f"{command_line.KERNELS}: {len(shipped[folder.name])} kernels for {folder.name}")
 
 
 if __name__ == "__main__":

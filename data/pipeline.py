@@ -218,7 +218,7 @@ class TrainingData:
                     images_of = functools.partial(_repeated, unlabeled)
                 else:
                     checks.images("unlabeled_data", unlabeled, image_shape, dtype)
-                    without, unlabeled = np.full(len(unlabeled), -1), _converted(unlabeled)
+                    without, unlabeled = np.full(len(unlabeled), -1), converted(unlabeled)
 
                     def images_of(epochs):
                         return batches(
@@ -243,10 +243,10 @@ class TrainingData:
             if holds:
                 held, images = hold(images)
             ordered = functools.partial(batches, batch_size=batch_size, seed=seed)
-            self._every = functools.partial(ordered, _converted(images), labels, name="x")
+            self._every = functools.partial(ordered, converted(images), labels, name="x")
             self._labeled = self._every
             if not has_label.all():
-                images, labels = _converted(images[has_label]), labels[has_label]
+                images, labels = converted(images[has_label]), labels[has_label]
                 self._labeled = functools.partial(ordered, images, labels, name="x with labels")
         one = range(1)
         self.has_known_length = steps_an_epoch(self._every(epochs=one), one) is not None
@@ -316,7 +316,7 @@ def _repeated(dataset, epochs):
     return dataset.take(length).repeat(len(epochs)) if length > 0 else dataset
 
 
-def _converted(images):
+def converted(images):
     """An array as the tensor that `batches` would make of it, so that it is copied but once."""
     with tf.device("CPU"):
         return images if isinstance(images, ImageFiles) else tf.convert_to_tensor(images)
