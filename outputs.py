@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 VERSION = "0.3"  # of this program: another one wherever the same flags give other numbers
-CHECKPOINT_SECONDS = 10
+CHECKPOINT_SECONDS = 30
 COLORS = {"metalabelnet": "tab:blue", "cross_entropy": "tab:orange"}
 # Where a run lies and how it is continued changes nothing about what it computes.
 NOT_PART_OF_A_RUN = ("output_dir", "data_dir", "resume")
