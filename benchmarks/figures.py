@@ -3,8 +3,9 @@
     python benchmarks/figures.py figure3
     python benchmarks/figures.py figure5 --noise_probs cifar10_student_probs.npy [--table_only]
 
-Figure 3 is drawn from the runs of benchmarks/table1.py. Figure 4 measures the soft labels after
-each epoch of phase 2. The others vary one flag. Their runs are trained and kept as
+Figure 3 is drawn from the runs of benchmarks/table1.py, that of Section V-C from those of
+benchmarks/differences.py. Figure 4 measures the soft labels after each epoch of phase 2. The others
+vary one flag. Their runs are trained and kept as
 benchmarks/table1.py does it, and drawn from results/NAME.jsonl; --table_only trains nothing. Flags
 after `--` are passed on to every run.
 """
@@ -19,6 +20,7 @@ import sys
 import grid
 import matplotlib.figure
 import numpy as np
+from differences import in_a_path
 from table1 import METHODS
 
 import outputs
@@ -29,6 +31,12 @@ ACCURACIES = {  # name in a result -> what it is called, and drawn with
     "last_test_accuracy": ("last epoch", "x:"),
 }
 CHANGES = "soft_label_change.csv"
+LABEL_HEADS = {  # name of a difference -> label head
+    "recipe": "single layer",
+    "MLP head": "MLP",
+    "MLP head with batch norm": "MLP, batch norm",
+    "MLP head with batch norm and dropout": "MLP, batch norm, dropout",
+}
 
 
 def figure3(runs, path):
@@ -241,23 +249,41 @@ def draw_sweep(sweep, results, path):
     save(figure, path, ("noise", "ratio", "of", sweep.flag, "mean"), rows)
 
 
-def draw_by_epoch(sweep, results, path):
-    """Test accuracy by epoch, a curve a value of the flag: means over the seeds."""
-    cells = cells_of(sweep, results)
+def section_v_c(runs, path):
+    """Test accuracy by epoch of phase 2 with each label head: means over the seeds all have."""
+    heads = {in_a_path(difference): head for difference, head in LABEL_HEADS.items()}
+    by_head = {}
+    for run in runs:
+        head = heads.get(run["run"].split("-")[1])
+        if head:
+            by_head.setdefault(head, []).append(run)
+    seeds = set.intersection(*({run["seed"] for run in same} for same in by_head.values()))
+    cells = {}
+    for head, same in by_head.items():
+        for run in same:
+            if run["seed"] in seeds:
+                cells.setdefault((run["noise"], run["noise_ratio"], head), []).append(run)
+    first = 1 + min(run["warmup_epochs"] for same in cells.values() for run in same)
+    draw_by_epoch(cells, "label head", "head", path, first)
+
+
+def draw_by_epoch(cells, label, column, path, first=1):
+    """Test accuracy from the epoch `first` on, a curve a value: means over the seeds."""
     panels = sorted({cell[:2] for cell in cells})
-    figure = matplotlib.figure.Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(2 + 5 * len(panels), 4), layout="constrained")
     panels = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0]))
     rows = []
     for (noise, ratio, value), runs in cells.items():
-        means = by_epoch(runs, statistics.mean)
-        panels[noise, ratio].plot(range(1, len(means) + 1), means, label=f"{value:g}")
-        rows += [(noise, ratio, value, n, f"{m:.2f}") for n, m in enumerate(means, 1)]
+        means = by_epoch(runs, statistics.mean)[first - 1 :]
+        panels[noise, ratio].plot(range(first, first + len(means)), means, label=value)
+        rows += [(noise, ratio, value, n, f"{m:.2f}") for n, m in enumerate(means, first)]
     for panel, axes in panels.items():
         axes.set(xlabel="epoch", title=title(*panel))
         axes.grid(alpha=0.3)
-        axes.legend(title=sweep.label)
     figure.axes[0].set_ylabel("test accuracy (%)")
-    save(figure, path, ("noise", "ratio", sweep.flag, "epoch", "mean"), rows)
+    lines = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*lines, title=label, loc="outside right center")
+    save(figure, path, ("noise", "ratio", column, "epoch", "mean"), rows)
 
 
 def save(figure, path, header, rows):
@@ -270,14 +296,14 @@ def save(figure, path, header, rows):
 
 def parse(argv):
     def define(add):
-        add("figure", choices=["figure3", "figure4", *SWEEPS])
+        add("figure", choices=["figure3", "figure4", *SWEEPS, "section_v_c"])
         add("--ratios", type=grid.numbers(float), help="default: the paper's")
         add("--picture", type=pathlib.Path, help="default: results/NAME.png")
 
     arguments = grid.parse(__doc__, argv, define, seeds=[0])
     arguments.picture = arguments.picture or pathlib.Path("results") / f"{arguments.figure}.png"
-    source = "table1" if arguments.figure == "figure3" else arguments.figure
-    return grid.name_files(arguments, source)
+    sources = {"figure3": "table1", "section_v_c": "differences"}
+    return grid.name_files(arguments, sources.get(arguments.figure, arguments.figure))
 
 
 def main(argv):
@@ -287,16 +313,20 @@ def main(argv):
     arguments = parse(argv)
     if arguments.figure == "figure4":
         return figure4(arguments)
-    if arguments.figure == "figure3":
-        figure3(grid.read(arguments.results), arguments.picture)
+    if arguments.figure in ("figure3", "section_v_c"):
+        draw = figure3 if arguments.figure == "figure3" else section_v_c
+        draw(grid.read(arguments.results), arguments.picture)
         return 0
     sweep = SWEEPS[arguments.figure]
     status = grid.main(
         arguments, runs_of(sweep, arguments), lambda results: table(sweep, results)
     )
     if arguments.results.exists():
-        draw = draw_by_epoch if sweep.by_epoch else draw_sweep
-        draw(sweep, grid.read(arguments.results), arguments.picture)
+        results = grid.read(arguments.results)
+        if sweep.by_epoch:
+            draw_by_epoch(cells_of(sweep, results), sweep.label, sweep.flag, arguments.picture)
+        else:
+            draw_sweep(sweep, results, arguments.picture)
     return status
 
 

@@ -159,17 +159,22 @@ def test_the_runs_of_other_results_lie_elsewhere(tmp_path, monkeypatch):
 
 def test_what_is_quoted_is_rebuilt_from_the_results(tmp_path):
     root = Path(__file__).resolve().parents[1]
-    runs = grid.read(root / "results" / "table1.jsonl")
     for file, table in (
         ("table1", table1.table), ("float32", table1.table), ("differences", differences.table),
         ("differences-he_normal", differences.table), ("table1-no_vertical_flip", table1.table),
     ):  # fmt: skip
         results = grid.read(root / "results" / f"{file}.jsonl")
         assert table(results) in (root / "REPRODUCE.md").read_text(), file
-    figures.figure3(runs, tmp_path / "figure3.png")
-    rebuilt = (tmp_path / "figure3.csv").read_text()
-    assert rebuilt == (root / "results" / "figure3.csv").read_text()
-    assert (tmp_path / "figure3.png").read_bytes().startswith(b"\x89PNG")
+    for picture, source in (
+        ("figure3", "table1"), ("figure3-no_vertical_flip", "table1-no_vertical_flip"),
+        ("section_v_c", "differences"),
+    ):  # fmt: skip
+        results = root / "results" / f"{source}.jsonl"
+        paths = [f"--results={results}", f"--picture={tmp_path / 'picture.png'}"]
+        assert figures.main([picture.split("-")[0], *paths]) == 0
+        rebuilt = (tmp_path / "picture.csv").read_text()
+        assert rebuilt == (root / "results" / f"{picture}.csv").read_text(), picture
+        assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     for figure in ("figure5", "figure6", "figure7", "section_v_b"):
         results = root / "results" / f"{figure}.jsonl"
         sweep, text = figures.SWEEPS[figure], (root / "REPRODUCE.md").read_text()
@@ -331,6 +336,28 @@ def test_a_sweep_is_drawn_from_its_results(tmp_path):
         "noise,ratio,warmup_epochs,epoch,mean",
         "uniform,0.6,20,1,10.00", "uniform,0.6,20,2,60.00", "uniform,0.6,20,3,60.00",
         "uniform,0.6,44,1,10.00", "uniform,0.6,44,2,75.00", "uniform,0.6,44,3,65.00",
+    ]  # fmt: skip
+
+
+def test_label_heads_are_drawn_in_phase_2_from_the_seeds_that_all_have(tmp_path):
+    def run(difference, seed, *accuracies):
+        return {
+            "run": f"uniform-{differences.in_a_path(difference)}-seed{seed}", "seed": seed,
+            "noise": "uniform", "noise_ratio": 0.4, "warmup_epochs": 1,
+            "history": {"test_accuracy": accuracies},
+        }  # fmt: skip
+
+    runs = [
+        run("recipe", 0, 0.1, 0.7, 0.8), run("recipe", 1, 0.1, 0.1, 0.1),
+        run("180 epochs", 0, 0.1, 0.2, 0.3), run("MLP head with batch norm", 0, 0.1, 0.5, 0.6),
+    ]  # fmt: skip
+    figures.section_v_c(runs, tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "p.csv").read_text().splitlines() == [
+        "noise,ratio,head,epoch,mean",
+        "uniform,0.4,single layer,2,70.00", "uniform,0.4,single layer,3,80.00",
+        'uniform,0.4,"MLP, batch norm",2,50.00',
+        'uniform,0.4,"MLP, batch norm",3,60.00',
     ]  # fmt: skip
 
 
