@@ -252,17 +252,13 @@ def draw_sweep(sweep, results, path):
 def section_v_c(runs, path):
     """Test accuracy by epoch of phase 2 with each label head: means over the seeds all have."""
     heads = {in_a_path(difference): head for difference, head in LABEL_HEADS.items()}
-    by_head = {}
+    by_seed = {}
     for run in runs:
         head = heads.get(run["run"].split("-")[1])
         if head:
-            by_head.setdefault(head, []).append(run)
-    seeds = set.intersection(*({run["seed"] for run in same} for same in by_head.values()))
-    cells = {}
-    for head, same in by_head.items():
-        for run in same:
-            if run["seed"] in seeds:
-                cells.setdefault((run["noise"], run["noise_ratio"], head), []).append(run)
+            by_seed.setdefault((run["noise"], run["noise_ratio"], head), {})[run["seed"]] = run
+    seeds = set.intersection(*map(set, by_seed.values()))
+    cells = {cell: [same[seed] for seed in sorted(seeds)] for cell, same in by_seed.items()}
     first = 1 + min(run["warmup_epochs"] for same in cells.values() for run in same)
     draw_by_epoch(cells, "label head", "head", path, first)
 
@@ -294,16 +290,19 @@ def save(figure, path, header, rows):
             csv.writer(file).writerows([header, *rows])
 
 
+OF_OTHER_RESULTS = {"figure3": ("table1", figure3), "section_v_c": ("differences", section_v_c)}
+
+
 def parse(argv):
     def define(add):
-        add("figure", choices=["figure3", "figure4", *SWEEPS, "section_v_c"])
+        add("figure", choices=sorted(["figure4", *OF_OTHER_RESULTS, *SWEEPS]))
         add("--ratios", type=grid.numbers(float), help="default: the paper's")
         add("--picture", type=pathlib.Path, help="default: results/NAME.png")
 
     arguments = grid.parse(__doc__, argv, define, seeds=[0])
     arguments.picture = arguments.picture or pathlib.Path("results") / f"{arguments.figure}.png"
-    sources = {"figure3": "table1", "section_v_c": "differences"}
-    return grid.name_files(arguments, sources.get(arguments.figure, arguments.figure))
+    source, _ = OF_OTHER_RESULTS.get(arguments.figure, (arguments.figure, None))
+    return grid.name_files(arguments, source)
 
 
 def main(argv):
@@ -313,8 +312,8 @@ def main(argv):
     arguments = parse(argv)
     if arguments.figure == "figure4":
         return figure4(arguments)
-    if arguments.figure in ("figure3", "section_v_c"):
-        draw = figure3 if arguments.figure == "figure3" else section_v_c
+    if arguments.figure in OF_OTHER_RESULTS:
+        _, draw = OF_OTHER_RESULTS[arguments.figure]
         draw(grid.read(arguments.results), arguments.picture)
         return 0
     sweep = SWEEPS[arguments.figure]
