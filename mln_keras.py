@@ -64,6 +64,8 @@ class MetaLabelNet(TwoPhaseModel):
         label_head_init: "random", or "classifier" to start phase 2 from the classifier's last
             layer.
         meta_batch_norm: whether the meta batch also moves the running averages of batch norm.
+        shuffle_meta: whether meta batches made from arrays are drawn anew each time that the meta
+            data have come round; False keeps their order, as the authors' program does.
         seed: integer, at least 0; with the epoch it decides the order of batches made from arrays.
 
     Raises:
@@ -82,7 +84,8 @@ class MetaLabelNet(TwoPhaseModel):
     phase_2_metrics = ("meta_loss", "soft_label_entropy", "soft_label_agreement")
     config_names = (
         "warmup_epochs", "feature_extractor", "inner_learning_rate", "average_over_classes",
-        "entropy_weight", "weight_decay", "label_head_init", "meta_batch_norm", "seed",
+        "entropy_weight", "weight_decay", "label_head_init", "meta_batch_norm", "shuffle_meta",
+        "seed",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +100,7 @@ class MetaLabelNet(TwoPhaseModel):
         weight_decay=1e-4,
         label_head_init="random",
         meta_batch_norm=True,
+        shuffle_meta=True,
         seed=0,
         **kwargs,
     ):
@@ -117,6 +121,7 @@ class MetaLabelNet(TwoPhaseModel):
         self.weight_decay = weight_decay
         self.label_head_init = label_head_init
         self.meta_batch_norm = meta_batch_norm
+        self.shuffle_meta = shuffle_meta
         self.seed = seed
 
         self.image_shape, self.num_classes = layers.classifier_shapes(classifier)
@@ -415,6 +420,7 @@ def build_model(settings, recipe):
         recipe.warmup_epochs if trains_phase_2 else recipe.epochs,
         augmentation=recipe.build_augmentation(vertical_flip=recipe.vertical_flip),
         inner_learning_rate=recipe.inner_learning_rate,
+        shuffle_meta=False,  # their order is drawn already, with the split
         seed=settings["seed"],
     )
     model.compile(

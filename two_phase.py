@@ -21,7 +21,8 @@ class TwoPhaseCallbacks(keras.callbacks.CallbackList):
     """A callback list that sees warm-up and phase 2, two `fit` loops, as one training.
 
     It stops at a loss that is not finite, and fills the metrics that a phase does not have with
-    NaN, so that every epoch logs the same columns (the progress bar alone leaves them out).
+    NaN, so that every epoch logs the same columns. The progress bar and a callback that monitors
+    one of them get those alone that there are.
 
     Args:
         callbacks: the user's callbacks, a list or None.
@@ -64,22 +65,25 @@ class TwoPhaseCallbacks(keras.callbacks.CallbackList):
     def on_epoch_end(self, epoch, logs=None):
         logs = {n: float(v) if np.ndim(v) == 0 else np.asarray(v) for n, v in logs.items()}
         every_column = logs | {n: math.nan for n in self._metric_names if n not in logs}
+        # NaN would be the best value to a callback that monitors one, and stay it.
         if self._progbar is not None:  # first, so that what others print comes below the bar
             self._progbar.on_epoch_end(epoch, logs)
         for callback in self.callbacks:
             if callback is not self._progbar:
-                callback.on_epoch_end(epoch, every_column)
+                monitors = getattr(callback, "monitor", None) in self._metric_names
+                callback.on_epoch_end(epoch, logs if monitors else every_column)
 
 
 class TwoPhaseModel(keras.Model):
     """`compile`, `fit`, metrics, saving and `export` for a model of two phases.
 
     A subclass sets the attributes classifier, label_head, augmentation, image_shape, num_classes,
-    warmup_epochs, seed, and `phase`, an integer variable that is 1 until its `begin_phase_2` sets
-    it to 2. Its `train_step` runs a step of `phase_in_training` through `run_step`, and a step
-    calls `update_metrics`. `phase_2_metrics` names the metrics that only phase 2 has,
-    `config_names` the constructor's arguments of plain types. `image_dtype` is the name of the
-    training images' dtype, None before training, `loop_length` the number of steps in a program.
+    warmup_epochs, shuffle_meta, seed, and `phase`, an integer variable that is 1 until its
+    `begin_phase_2` sets it to 2. Its `train_step` runs a step of `phase_in_training` through
+    `run_step`, and a step calls `update_metrics`. `phase_2_metrics` names the metrics that only
+    phase 2 has, `config_names` the constructor's arguments of plain types. `image_dtype` is the
+    name of the training images' dtype, None before training, `loop_length` the number of steps in
+    a program.
     """
 
     phase_2_metrics = ()
@@ -181,11 +185,12 @@ class TwoPhaseModel(keras.Model):
                 tf.data.Dataset of (images, labels) batches. Images (N, H, W, channels), an array
                 or `data.image_files.ImageFiles`; labels integer (N,) in [0, C), beside an array
                 also -1, for a sample without a label.
-            meta_data: the clean data, a pair or a Dataset likewise; its batches come round in their
-                order, on across the epochs, and the samples of an array that do not fill a batch
-                sit out. Where the length of one of the two Datasets is unknown, every epoch begins
-                with the first meta batch. May be left out where no epoch of phase 2 is asked for:
-                then this is plain cross-entropy training.
+            meta_data: the clean data, a pair or a Dataset likewise; its batches come round again
+                and again, on across the epochs. Those of arrays are drawn anew in each round, in
+                which the samples that do not fill a batch sit out (see `shuffle_meta`); a Dataset
+                keeps its order. Where the length of one of the two Datasets is unknown, every
+                epoch begins with the first meta batch. May be left out where no epoch of phase 2
+                is asked for: then this is plain cross-entropy training.
             unlabeled_data: images, or a Dataset of image batches where x is one, for phase 2 only.
             batch_size: N_b for arrays; a Dataset has its own.
             epochs, verbose, callbacks: as `keras.Model.fit`.
@@ -223,8 +228,8 @@ class TwoPhaseModel(keras.Model):
                 f"{epochs}, {'as this model is in phase 2' if self.phase == 2 else reason}"
             )
         training_data = pipeline.TrainingData(
-            x if y is None else (x, y), meta_data, unlabeled_data, self.image_shape,
-            self.num_classes, batch_size, seed=self.seed,
+            pipeline.paired(x, y), meta_data, unlabeled_data, self.image_shape,
+            self.num_classes, batch_size, seed=self.seed, shuffle_meta=self.shuffle_meta,
             warms_up=bool(warms_up), holds=self._is_one_program(),
         )
         if steps_per_epoch is not None:
@@ -351,9 +356,8 @@ class TwoPhaseModel(keras.Model):
         """
         if not kwargs.get("_use_cached_eval_dataset"):  # of `fit`, which has checked them
             data = pipeline.check_evaluated(
-                "x", x if y is None else (x, y), self.image_shape, self.num_classes,
-                self.image_dtype,
-            )  # fmt: skip
+                "x", pipeline.paired(x, y), self.image_shape, self.num_classes, self.image_dtype
+            )
             x, y = data if isinstance(data, (tuple, list)) else (data, None)
         with _data_errors():
             return super().evaluate(x, y, *args, **kwargs)
@@ -412,16 +416,16 @@ class TwoPhaseModel(keras.Model):
     def export(self, filepath):
         """Writes a SavedModel that plain TensorFlow loads.
 
-        Its signature `serving_default` takes `images`, (N, H, W, channels) of the dtype that the
-        model was trained on (uint8 in 0..255 unless it was given float images), and returns
-        `probabilities`, float32 (N, C).
+        Its `serve`, also the signature `serving_default`, takes `images`, (N, H, W, channels) of
+        the dtype that the model was trained on (uint8 in 0..255 unless it was given float images),
+        and returns a dict with `probabilities`, float32 (N, C).
         """
         dtype = self.image_dtype or "uint8"
         images = tf.TensorSpec([None, *self.image_shape], dtype, name="images")
         archive = keras.export.ExportArchive()
         archive.track(self.classifier)
         archive.add_endpoint(
-            "serving_default",
+            "serve",
             lambda images: {"probabilities": self(images, training=False)},
             input_signature=[images],
         )
@@ -476,7 +480,7 @@ class TwoPhaseModel(keras.Model):
 
 @contextlib.contextmanager
 def _data_errors():
-    """Turns what TensorFlow says of a wrong label or a damaged file into one line."""
+    """Turns what TensorFlow says of a wrong label or a damaged or missing file into one line."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
@@ -486,6 +490,11 @@ def _data_errors():
             raise ValueError(wrong_labels[0]) from None
         if "DecodeImage" in str(error):
             raise ValueError(image_files.DAMAGED) from None
+        raise
+    except tf.errors.NotFoundError as error:
+        missing = re.search(r"(\S.*); No such file or directory", str(error))
+        if missing is not None:
+            raise ValueError(f"{missing[1]}: no such file") from None
         raise
 
 

@@ -86,7 +86,14 @@ class ImageFiles:
 
         Returns:
             tf.data.Dataset of image batches, or of (images, labels) batches.
+
+        Raises:
+            ValueError: for labels that are not as many as the images.
         """
+        if labels is not None and np.shape(labels) != (len(self),):
+            raise ValueError(
+                f"labels: expected shape ({len(self)},), one an image, received {np.shape(labels)}"
+            )
         paths = tf.data.Dataset.from_tensor_slices(self.names())
         images = paths.map(self.decode, num_parallel_calls=tf.data.AUTOTUNE)
         if labels is not None:

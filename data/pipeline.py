@@ -11,6 +11,7 @@ from data import checks
 from data.image_files import ImageFiles
 
 HELD_BYTES = 2**30
+MANY = 2**31 - 1
 NO_META_SAMPLE = "meta_data: holds no sample of class"
 
 
@@ -106,24 +107,28 @@ def mix(noisy, unlabeled, epochs=range(1)):
     return mixed.apply(tf.data.experimental.assert_cardinality(total * len(epochs)))
 
 
-def with_meta(noisy, meta, epochs=range(1)):
-    """Each noisy batch with a meta batch; these come round in their order, on across the epochs.
+def with_meta(noisy, meta_of, epochs=range(1)):
+    """Each noisy batch with a meta batch; these come round again and again, on across the epochs.
 
     Args:
-        noisy, meta: tf.data.Dataset of batches, noisy those of the epochs, meta the meta set once.
-            Where the length of one is unknown, every epoch begins with the first meta batch.
+        noisy: tf.data.Dataset of the batches of the epochs.
+        meta_of: function of `epochs`, a range of rounds, returns a tf.data.Dataset of their meta
+            batches; where the number of these is unknown, of one round. Where it, or that of
+            `noisy`, is unknown, every epoch begins with the first meta batch.
         epochs: range of the epochs' numbers.
 
     Returns:
         tf.data.Dataset of (noisy batch, meta batch).
     """
-    steps, count = steps_an_epoch(noisy, epochs), int(meta.cardinality())
+    steps, one = steps_an_epoch(noisy, epochs), meta_of(epochs=range(1))
+    count = steps_an_epoch(one, range(1))
     if steps is None:
-        return tf.data.Dataset.zip(noisy, meta.repeat())
-    if count > 0:
-        endless = meta.repeat().skip(epochs.start * steps % count)
+        return tf.data.Dataset.zip(noisy, meta_of(epochs=range(MANY)).repeat())
+    if count is None:
+        endless = tf.data.Dataset.range(len(epochs)).flat_map(lambda _: one.repeat().take(steps))
     else:
-        endless = tf.data.Dataset.range(len(epochs)).flat_map(lambda _: meta.repeat().take(steps))
+        first_round, skipped = divmod(epochs.start * steps, count)
+        endless = meta_of(epochs=range(first_round, MANY)).skip(skipped)
     pairs = tf.data.Dataset.zip(noisy, endless)
     return pairs.apply(tf.data.experimental.assert_cardinality(steps * len(epochs)))
 
@@ -189,6 +194,7 @@ class TrainingData:
         image_shape: (H, W, channels) that the classifier takes.
         num_classes: C.
         batch_size, seed: as `batches`, for arrays.
+        shuffle_meta: whether the meta batches of arrays are drawn anew in each round.
         warms_up: whether there will be a warm-up, which needs labels.
         holds: whether to `hold` the images of arrays: their batches are then (row numbers, labels).
 
@@ -205,8 +211,9 @@ class TrainingData:
     """
 
     def __init__(
-        self, noisy, meta, unlabeled, image_shape, num_classes, batch_size, *, seed, warms_up, holds
-    ):
+        self, noisy, meta, unlabeled, image_shape, num_classes, batch_size, *, seed, shuffle_meta,
+        warms_up, holds,
+    ):  # fmt: skip
         held = held_meta = None
         if isinstance(noisy, tf.data.Dataset):
             noisy = _checked_dataset("x", noisy, image_shape, num_classes)
@@ -255,21 +262,26 @@ class TrainingData:
             self._labeled(epochs=one)  # refuses too few
         if isinstance(meta, tf.data.Dataset):
             meta = _checked_dataset("meta_data", meta, image_shape, num_classes, dtype)
+            self._meta = functools.partial(_repeated, meta)
         elif meta is not None:
             images, labels = _checked_arrays(
                 "meta_data", meta, image_shape, num_classes, dtype, False
             )
             missing = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
             if missing.size and len(labels):
-                names = ", ".join(map(str, missing))
-                text = f"{NO_META_SAMPLE} {names}, so phase 2 may unlearn what it is"
+                names = ", ".join(map(str, missing[:10]))
+                more = f" and of {len(missing) - 10} more" if len(missing) > 10 else ""
+                text = f"{NO_META_SAMPLE} {names}{more}, so phase 2 may unlearn what it is"
                 warnings.warn(text, UserWarning, stacklevel=3)  # of the call of `fit`
             if isinstance(images, ImageFiles) and images.nbytes <= HELD_BYTES:
                 images = np.asarray(images)  # they come round many times an epoch, always the same
             if holds:
                 held_meta, images = hold(images)
-            meta = batches(images, labels, batch_size, name="meta_data")
-        self._meta = meta
+            self._meta = functools.partial(
+                batches, converted(images), labels, batch_size, seed=seed if shuffle_meta else None,
+                name="meta_data",
+            )  # fmt: skip
+            self._meta(epochs=range(1))  # refuses too few
         self.held, self.image_dtype = (held, held_meta), dtype
 
     def warm_up(self, epochs):
@@ -279,6 +291,18 @@ class TrainingData:
     def phase_2(self, epochs):
         """The batches of a range of epochs, each with a meta batch."""
         return with_meta(self._every(epochs=epochs), self._meta, epochs)
+
+
+def paired(x, y):
+    """What `fit` or `evaluate` was given as x and y, as one; ValueError for labels given twice."""
+    if y is None:
+        return x
+    if isinstance(x, (tuple, list, tf.data.Dataset)):
+        raise ValueError(
+            f"y: expected None, as x, a {type(x).__name__}, holds its labels, received "
+            f"{type(y).__name__}; meta data are given as meta_data="
+        )
+    return x, y
 
 
 def check_evaluated(name, data, image_shape, num_classes, dtype):

@@ -1,6 +1,7 @@
 """Data sets, splits, batches, CIFAR-10 directories in all broken states, and the teacher."""
 
 import dataclasses
+import functools
 import io
 import os
 import subprocess
@@ -241,8 +242,8 @@ def test_mix_interleaves_every_batch_once_an_epoch_in_proportion(noisy, unlabele
 def test_meta_batches_come_round_and_go_on_in_the_next_epoch(steps, count):
     def meta_numbers(epochs):
         noisy = pipeline.batches(*numbered(2 * steps), 2, epochs=epochs)
-        meta = pipeline.batches(*numbered(2 * count, first=100), 2)
-        pairs = pipeline.with_meta(noisy, meta, epochs)
+        meta_of = functools.partial(pipeline.batches, *numbered(2 * count, first=100), 2)
+        pairs = pipeline.with_meta(noisy, meta_of, epochs)
         assert int(pairs.cardinality()) == steps * len(epochs)
         pairs = [(n[1][0] // 2, m[1][0] // 2 - 50) for n, m in pairs.as_numpy_iterator()]
         assert [noisy for noisy, _ in pairs] == [*range(steps)] * len(epochs)
@@ -254,19 +255,35 @@ def test_meta_batches_come_round_and_go_on_in_the_next_epoch(steps, count):
         assert meta_numbers(range(epoch, count + 1)) == found[epoch * steps :]
 
 
+def test_shuffled_meta_batches_are_drawn_anew_each_round_and_leave_no_sample_out_for_ever():
+    def meta_numbers(epochs, seed=7):
+        noisy = pipeline.batches(*numbered(4), 2, epochs=epochs)
+        meta_of = functools.partial(pipeline.batches, *numbered(17), 5, seed=seed)
+        pairs = pipeline.with_meta(noisy, meta_of, epochs)
+        return [m[1].tolist() for _, m in pairs.as_numpy_iterator()]
+
+    found = meta_numbers(range(30))
+    rounds = [sum(found[i : i + 3], []) for i in range(0, 60, 3)]
+    assert all(len(set(numbers)) == 15 for numbers in rounds)
+    assert len(set(map(tuple, rounds))) == 20 and set(sum(rounds, [])) == set(range(17))
+    for epoch in (1, 2, 3, 17):  # of a run continued here
+        assert meta_numbers(range(epoch, 30)) == found[2 * epoch :]
+    assert meta_numbers(range(30), seed=8) != found
+
+
 def test_a_meta_set_of_unknown_length_begins_anew_each_epoch():
     epochs = range(1, 3)
     noisy = pipeline.batches(*numbered(10), 2, epochs=epochs)
     meta = pipeline.batches(*numbered(6, first=100), 2).filter(lambda *_: True)
-    pairs = pipeline.with_meta(noisy, meta, epochs)
+    pairs = pipeline.with_meta(noisy, lambda epochs: meta, epochs)
     assert pipeline.steps_an_epoch(pairs, epochs) == 5
     assert [int(m[1][0]) for _, m in pairs.as_numpy_iterator()] == 2 * [100, 102, 104, 100, 102]
 
 
 def test_data_of_unknown_length_get_meta_batches_too():
     noisy = pipeline.batches(*numbered(10), 2).filter(lambda *_: True)
-    meta = pipeline.batches(*numbered(4, first=100), 2)
-    pairs = pipeline.with_meta(noisy, meta, range(1, 2))
+    meta_of = functools.partial(pipeline.batches, *numbered(4, first=100), 2)
+    pairs = pipeline.with_meta(noisy, meta_of, range(1, 2))
     assert [int(m[1][0]) for _, m in pairs.as_numpy_iterator()] == [100, 102, 100, 102, 100]
 
 
@@ -685,8 +702,9 @@ def test_another_sample_is_left_over_in_another_epoch():
 def test_unlabeled_images_beside_a_data_set_come_in_another_order_each_epoch():
     noisy = tf.data.Dataset.from_tensor_slices(numbered(10)).batch(5)
     training_data = pipeline.TrainingData(
-        noisy, None, numbered(23)[0], (1, 1, 1), 10, 5, seed=7, warms_up=False, holds=False
-    )
+        noisy, None, numbered(23)[0], (1, 1, 1), 10, 5,
+        seed=7, shuffle_meta=True, warms_up=False, holds=False,
+    )  # fmt: skip
     epochs = range(2)
     numbers = [
         images.ravel().tolist() for images, labels in

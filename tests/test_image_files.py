@@ -105,8 +105,9 @@ def test_a_meta_set_that_fits_into_memory_is_read_once(files, held_bytes, monkey
     images, labels, _ = from_directory(files, (6, 8))
     noisy, meta = ((images[rows], labels[rows]) for rows in (labels == 1, labels == 0))
     training_data = pipeline.TrainingData(
-        noisy, meta, None, (6, 8, 3), 2, 4, seed=0, warms_up=True, holds=False
-    )
+        noisy, meta, None, (6, 8, 3), 2, 4,
+        seed=0, shuffle_meta=True, warms_up=True, holds=False,
+    )  # fmt: skip
     batches = training_data.phase_2(range(1))
     for path in meta[0].paths:
         Path(path).unlink()
@@ -154,8 +155,8 @@ def test_parts_of_image_files_and_their_union_are_resized_alike(tmp_path):
     np.testing.assert_array_equal(images[1:3], pixels[1:3, 2:6, 2:7])
     training_data = pipeline.TrainingData(
         (images[:4], np.zeros(4, int)), None, images[4:], (4, 5, 3), 2, 6,
-        seed=0, warms_up=False, holds=False,
-    )
+        seed=0, shuffle_meta=True, warms_up=False, holds=False,
+    )  # fmt: skip
     ((batch, _),) = training_data._every(epochs=range(1))
     found = {image.tobytes() for image in batch.numpy()}
     assert found == {image.tobytes() for image in pixels[:, 2:6, 2:7]}
@@ -183,6 +184,21 @@ def test_a_damaged_file_stops_training_and_is_found(files, meta_files):
     assert images.find_damaged() == damaged
     assert ImageFiles(map(Path, images.paths), (6, 8)).find_damaged() == damaged
     assert ImageFiles(map(str.encode, images.paths), (6, 8)).find_damaged() == damaged
+
+
+def test_a_file_that_is_gone_stops_training_by_its_name(files):
+    images, labels, _ = from_directory(files, (6, 8))
+    Path(images.paths[5]).unlink()
+    with pytest.raises(ValueError, match=f"^{images.paths[5]}: no such file$"):
+        trained(images, labels, None, (images[12:], labels[12:]))
+
+
+def test_a_dataset_of_images_and_labels_takes_a_label_an_image(files):
+    images, labels, _ = from_directory(files, (6, 8))
+    assert sum(len(batch) for batch, _ in images.dataset(labels)) == len(images)
+    for wrong in (labels[:-1], labels[:, None]):
+        with pytest.raises(ValueError, match=r"^labels: expected shape \(24,\), one an image, rec"):
+            images.dataset(wrong)
 
 
 @pytest.mark.parametrize(

@@ -220,10 +220,8 @@ def test_phase_2_needs_no_label_at_all(images):
     assert_same(*ends)
 
 
-def test_meta_batches_come_in_order_and_on_across_epochs(images, monkeypatch):
-    x, _ = data = images(16)
-    meta = images(42, seed=1)
-    model = compiled(dense_net(), compile_options={"run_eagerly": True})
+def meta_images_seen(model, monkeypatch):
+    """The list to which a model run eagerly will add its meta batches."""
     logits_at, seen = model._logits_at, []
 
     def spy(θ_hat, images):
@@ -231,12 +229,34 @@ def test_meta_batches_come_in_order_and_on_across_epochs(images, monkeypatch):
         return logits_at(θ_hat, images)
 
     monkeypatch.setattr(model, "_logits_at", spy)
+    return seen
+
+
+def test_meta_batches_come_in_order_and_on_across_epochs(images, monkeypatch):
+    x, _ = data = images(16)
+    meta = images(42, seed=1)
+    model = compiled(dense_net(), shuffle_meta=False, compile_options={"run_eagerly": True})
+    seen = meta_images_seen(model, monkeypatch)
     model.fit(data, meta_data=meta, epochs=6, batch_size=8, verbose=0)
     begin = 2  # of five meta batches; warm-up took two steps
     for i, batch in enumerate(seen):
         at = (begin + i) % 5 * 8
         np.testing.assert_array_equal(batch, meta[0][at : at + 8])
     assert len(seen) == 10
+
+
+def test_meta_batches_of_arrays_sorted_by_class_are_mixed_and_leave_nothing_out(
+    images, monkeypatch
+):
+    x, y = images(42, seed=1)
+    meta = x[np.argsort(y)], np.sort(y)
+    model = compiled(dense_net(), compile_options={"run_eagerly": True})
+    seen = meta_images_seen(model, monkeypatch)
+    model.fit(images(16), meta_data=meta, epochs=11, batch_size=8, verbose=0)
+    label_of = {image.tobytes(): label for image, label in zip(*meta)}
+    classes = [{label_of[image.tobytes()] for image in batch} for batch in seen]
+    assert len(seen) == 20 and np.mean([len(some) for some in classes]) > 3
+    assert {image.tobytes() for batch in seen for image in batch} == set(label_of)
 
 
 def test_accuracy_is_that_of_the_labeled_samples(images):
@@ -490,6 +510,20 @@ def test_standard_callbacks_together(images, tmp_path):
     assert accuracy == pytest.approx(max(history.history["val_accuracy"]))
 
 
+@pytest.mark.filterwarnings("ignore:.* meta_loss", "ignore:.*`meta_loss`")
+def test_a_callback_that_monitors_a_metric_of_phase_2_finds_its_best_there(images, tmp_path):
+    stop = keras.callbacks.EarlyStopping("meta_loss", mode="min", patience=9)
+    best = keras.callbacks.ModelCheckpoint(
+        tmp_path / "best.keras", monitor="meta_loss", mode="min", save_best_only=True
+    )
+    history = compiled(dense_net(), warmup_epochs=2).fit(
+        images(40), meta_data=images(16, seed=1), batch_size=8, epochs=5, verbose=0,
+        callbacks=[stop, best],
+    )  # fmt: skip
+    assert stop.best == best.best == np.nanmin(history.history["meta_loss"])
+    assert keras.models.load_model(tmp_path / "best.keras").phase == 2
+
+
 @pytest.mark.parametrize("broken_at", [1, 2, 3])
 def test_backup_and_restore_continues_in_the_right_phase(images, tmp_path, broken_at):
     class Stop(Exception):
@@ -683,7 +717,8 @@ def test_what_was_trained_on_floats_is_exported_for_floats(images, tmp_path):
     model = compiled(dense_net())
     model.fit((x, y), epochs=1, batch_size=8, verbose=0)
     model.export(tmp_path / "saved_model")
-    serve = tf.saved_model.load(tmp_path / "saved_model").signatures["serving_default"]
+    archive = tf.saved_model.load(tmp_path / "saved_model")
+    serve = archive.signatures["serving_default"]
     assert serve.structured_input_signature[1]["images"].dtype == tf.float32
     found = serve(images=x)["probabilities"]
     np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-6)
@@ -697,6 +732,20 @@ def test_a_loaded_model_knows_its_images_dtype(images, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     with pytest.raises(ValueError, match="expected uint8, as in training, received float32"):
         loaded.predict(x / np.float32(255), verbose=0)
+
+
+def test_soft_labels_are_written_in_inference_mode(images):
+    class Dropping(MetaLabelNet):
+        def build_label_head(self, num_features):
+            dropout = layers.Dropout(0.9, seed=0)
+            return keras.Sequential(
+                [keras.Input((num_features,)), dropout, super().build_label_head(num_features)]
+            )
+
+    model = fitted(dense_net(), images, model=Dropping)
+    x, _ = images(16, seed=2)
+    expected = keras.ops.softmax(model.label_head(model._extract_features(x), training=False))
+    np.testing.assert_allclose(model.soft_labels(x), expected, atol=1e-6)
 
 
 def test_without_a_meta_optimizer_it_is_the_papers():
@@ -1130,6 +1179,22 @@ def test_a_meta_set_without_a_class_is_warned_of(images):
     with pytest.warns(UserWarning, match="holds no sample of class 1, 3, so phase 2") as caught:
         compiled(dense_net()).fit(images(40), meta_data=some, batch_size=8, epochs=2, verbose=0)
     assert caught[0].filename == __file__
+
+
+def test_of_many_classes_without_a_meta_sample_some_are_named(images):
+    with pytest.warns(UserWarning, match=" class 4, 5, 6, 7, 8, 9, 10, 11, 12, 13 and of 6 more,"):
+        compiled(dense_net(20)).fit(
+            images(40), meta_data=images(40), batch_size=8, epochs=2, verbose=0
+        )
+
+
+def test_labels_given_twice_are_refused(images):
+    model, (x, y) = compiled(dense_net()), images(40)
+    for first in ((x, y), batched((x, y))):
+        for second in (y, images(16, seed=1)):
+            for call in (model.fit, model.evaluate):
+                with pytest.raises(ValueError, match="^y: expected None, as x, a .* meta_data="):
+                    call(first, second, batch_size=8)
 
 
 def test_evaluate_takes_a_pair_and_refuses_what_does_not_fit(images):
