@@ -186,6 +186,7 @@ def test_a_damaged_file_stops_training_and_is_found(files, meta_files):
     assert ImageFiles(map(str.encode, images.paths), (6, 8)).find_damaged() == damaged
 
 
+@pytest.mark.filterwarnings("ignore:meta_data. holds no sample")
 def test_a_file_that_is_gone_stops_training_by_its_name(files):
     images, labels, _ = from_directory(files, (6, 8))
     Path(images.paths[5]).unlink()
