@@ -65,11 +65,11 @@ class TwoPhaseCallbacks(keras.callbacks.CallbackList):
     def on_epoch_end(self, epoch, logs=None):
         logs = {n: float(v) if np.ndim(v) == 0 else np.asarray(v) for n, v in logs.items()}
         every_column = logs | {n: math.nan for n in self._metric_names if n not in logs}
-        # NaN would be the best value to a callback that monitors one, and stay it.
         if self._progbar is not None:  # first, so that what others print comes below the bar
             self._progbar.on_epoch_end(epoch, logs)
         for callback in self.callbacks:
             if callback is not self._progbar:
+                # To one that monitors such a metric NaN would be the best value for ever.
                 monitors = getattr(callback, "monitor", None) in self._metric_names
                 callback.on_epoch_end(epoch, logs if monitors else every_column)
 
