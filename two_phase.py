@@ -17,12 +17,23 @@ import layers
 from data import checks, image_files, pipeline
 
 
+class MonitoredLogs(dict):
+    """Logs in which `get` does not find NaN.
+
+    By `get` Keras' callbacks ask for what they monitor: NaN would be the best value for ever.
+    """
+
+    def get(self, name, default=None):
+        value = super().get(name, default)
+        return default if np.ndim(value) == 0 and value != value else value
+
+
 class TwoPhaseCallbacks(keras.callbacks.CallbackList):
     """A callback list that sees warm-up and phase 2, two `fit` loops, as one training.
 
     It stops at a loss that is not finite, and fills the metrics that a phase does not have with
-    NaN, so that every epoch logs the same columns. The progress bar and a callback that monitors
-    one of them get those alone that there are.
+    NaN, so that every epoch logs the same columns. The progress bar leaves them out, and callbacks
+    with a `monitor` pass over them.
 
     Args:
         callbacks: the user's callbacks, a list or None.
@@ -69,9 +80,10 @@ class TwoPhaseCallbacks(keras.callbacks.CallbackList):
             self._progbar.on_epoch_end(epoch, logs)
         for callback in self.callbacks:
             if callback is not self._progbar:
-                # To one that monitors such a metric NaN would be the best value for ever.
-                monitors = getattr(callback, "monitor", None) in self._metric_names
-                callback.on_epoch_end(epoch, logs if monitors else every_column)
+                monitors = hasattr(callback, "monitor")
+                callback.on_epoch_end(
+                    epoch, MonitoredLogs(every_column) if monitors else every_column
+                )
 
 
 class TwoPhaseModel(keras.Model):
@@ -188,9 +200,11 @@ class TwoPhaseModel(keras.Model):
             meta_data: the clean data, a pair or a Dataset likewise; its batches come round again
                 and again, on across the epochs. Those of arrays are drawn anew in each round, in
                 which the samples that do not fill a batch sit out (see `shuffle_meta`); a Dataset
-                keeps its order. Where the length of one of the two Datasets is unknown, every
-                epoch begins with the first meta batch. May be left out where no epoch of phase 2
-                is asked for: then this is plain cross-entropy training.
+                keeps its order. Every epoch uses the same meta batches where the number of those
+                of x or of a Dataset of meta data is unknown (see
+                `tf.data.experimental.assert_cardinality`); where x has no end, every call begins
+                with the first. May be left out where no epoch of phase 2 is asked for: then this
+                is plain cross-entropy training.
             unlabeled_data: images, or a Dataset of image batches where x is one, for phase 2 only.
             batch_size: N_b for arrays; a Dataset has its own.
             epochs, verbose, callbacks: as `keras.Model.fit`.
@@ -488,13 +502,10 @@ def _data_errors():
         wrong_labels = re.search(wanted, str(error))
         if wrong_labels is not None:
             raise ValueError(wrong_labels[0]) from None
-        if "DecodeImage" in str(error):
-            raise ValueError(image_files.DAMAGED) from None
+        image_files.refuse_file(error)
         raise
     except tf.errors.NotFoundError as error:
-        missing = re.search(r"(\S.*); No such file or directory", str(error))
-        if missing is not None:
-            raise ValueError(f"{missing[1]}: no such file") from None
+        image_files.refuse_file(error)
         raise
 
 

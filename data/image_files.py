@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +68,15 @@ class ImageFiles:
         return tf.constant([os.fsencode(path) for path in self.paths], tf.string)
 
     def __array__(self, dtype=None, copy=None):
-        """All images, decoded; ValueError where a file cannot be."""
+        """All images, decoded; ValueError where a file cannot be, or is not there."""
         images, end = np.empty(self.shape, self.dtype), 0
         try:
             for batch in self.dataset().as_numpy_iterator():
                 begin, end = end, end + len(batch)
                 images[begin:end] = batch
-        except tf.errors.InvalidArgumentError:
-            raise ValueError(DAMAGED) from None
+        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+            refuse_file(error)
+            raise
         return images.astype(dtype or self.dtype, copy=False)
 
     def dataset(self, labels=None, batch_size=32):
@@ -139,6 +141,16 @@ def _swap_axes(image):
     """(height, width, 3) to (width, height, 3), as `tf.transpose`, but in the thread that asks."""
     height, width, _ = tf.unstack(tf.shape(image))
     return tf.reshape(tf.batch_to_space(image, [height], [[0, 0]]), (width, height, 3))
+
+
+def refuse_file(error):
+    """Raises a ValueError of one line where this error of TensorFlow's is about an image file."""
+    if "DecodeImage" in str(error):
+        raise ValueError(DAMAGED) from None
+    before, missing, _ = str(error).partition("; No such file or directory")
+    if missing:
+        path = re.split(r"}} |: |\n", before)[-1]
+        raise ValueError(f"{path}: no such file") from None
 
 
 def from_directory(directory, size, resize=None, class_names=None):

@@ -113,8 +113,9 @@ def with_meta(noisy, meta_of, epochs=range(1)):
     Args:
         noisy: tf.data.Dataset of the batches of the epochs.
         meta_of: function of `epochs`, a range of rounds, returns a tf.data.Dataset of their meta
-            batches; where the number of these is unknown, of one round. Where it, or that of
-            `noisy`, is unknown, every epoch begins with the first meta batch.
+            batches; where their number is unknown or infinite, of one round, and every epoch
+            begins with the first. So it does where the length of `noisy` is unknown; where that is
+            infinite, every iteration over the result does.
         epochs: range of the epochs' numbers.
 
     Returns:
@@ -277,10 +278,10 @@ class TrainingData:
                 images = np.asarray(images)  # they come round many times an epoch, always the same
             if holds:
                 held_meta, images = hold(images)
+            of_its_own = -1 - seed if shuffle_meta and seed is not None else None
             self._meta = functools.partial(
-                batches, converted(images), labels, batch_size, seed=seed if shuffle_meta else None,
-                name="meta_data",
-            )  # fmt: skip
+                batches, converted(images), labels, batch_size, seed=of_its_own, name="meta_data"
+            )
             self._meta(epochs=range(1))  # refuses too few
         self.held, self.image_dtype = (held, held_meta), dtype
 
@@ -297,7 +298,7 @@ def paired(x, y):
     """What `fit` or `evaluate` was given as x and y, as one; ValueError for labels given twice."""
     if y is None:
         return x
-    if isinstance(x, (tuple, list, tf.data.Dataset)):
+    if isinstance(x, tf.data.Dataset) or isinstance(x, (tuple, list)) and len(x) == 2:
         raise ValueError(
             f"y: expected None, as x, a {type(x).__name__}, holds its labels, received "
             f"{type(y).__name__}; meta data are given as meta_data="

@@ -190,8 +190,17 @@ def test_a_damaged_file_stops_training_and_is_found(files, meta_files):
 def test_a_file_that_is_gone_stops_training_by_its_name(files):
     images, labels, _ = from_directory(files, (6, 8))
     Path(images.paths[5]).unlink()
-    with pytest.raises(ValueError, match=f"^{images.paths[5]}: no such file$"):
-        trained(images, labels, None, (images[12:], labels[12:]))
+    classifier = keras.Sequential([keras.Input((6, 8, 3)), layers.Flatten(), layers.Dense(2)])
+    model = MetaLabelNet(classifier, 1)
+    model.compile(keras.optimizers.SGD(0.1))
+    for fails in (
+        lambda: trained(images, labels, None, (images[12:], labels[12:])),
+        lambda: trained(images[6:], labels[6:], None, (images[:6], labels[:6])),
+        lambda: model.evaluate(images.dataset(labels)),
+        lambda: np.asarray(images),
+    ):
+        with pytest.raises(ValueError, match=f"^{images.paths[5]}: no such file$"):
+            fails()
 
 
 def test_a_dataset_of_images_and_labels_takes_a_label_an_image(files):

@@ -514,14 +514,16 @@ def test_standard_callbacks_together(images, tmp_path):
 def test_a_callback_that_monitors_a_metric_of_phase_2_finds_its_best_there(images, tmp_path):
     stop = keras.callbacks.EarlyStopping("meta_loss", mode="min", patience=9)
     best = keras.callbacks.ModelCheckpoint(
-        tmp_path / "best.keras", monitor="meta_loss", mode="min", save_best_only=True
+        tmp_path / "{epoch}-{meta_loss}.keras", monitor="meta_loss", mode="min", save_best_only=True
     )
     history = compiled(dense_net(), warmup_epochs=2).fit(
         images(40), meta_data=images(16, seed=1), batch_size=8, epochs=5, verbose=0,
         callbacks=[stop, best],
     )  # fmt: skip
     assert stop.best == best.best == np.nanmin(history.history["meta_loss"])
-    assert keras.models.load_model(tmp_path / "best.keras").phase == 2
+    at = np.nanargmin(history.history["meta_loss"])
+    saved = keras.models.load_model(tmp_path / f"{at + 1}-{best.best}.keras")
+    assert saved.phase == 2
 
 
 @pytest.mark.parametrize("broken_at", [1, 2, 3])
