@@ -497,14 +497,11 @@ def _data_errors():
     """Turns what TensorFlow says of a wrong label or a damaged or missing file into one line."""
     try:
         yield
-    except tf.errors.InvalidArgumentError as error:
+    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
         wanted = r"\w+: expected labels in \[0, \d+\)( or -1 \(no label\))?"
         wrong_labels = re.search(wanted, str(error))
         if wrong_labels is not None:
             raise ValueError(wrong_labels[0]) from None
-        image_files.refuse_file(error)
-        raise
-    except tf.errors.NotFoundError as error:
         image_files.refuse_file(error)
         raise
 

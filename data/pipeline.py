@@ -11,7 +11,7 @@ from data import checks
 from data.image_files import ImageFiles
 
 HELD_BYTES = 2**30
-MANY = 2**31 - 1
+MANY = 2**31 - 1  # rounds, as many as an int32 counts
 NO_META_SAMPLE = "meta_data: holds no sample of class"
 
 
@@ -278,11 +278,12 @@ class TrainingData:
                 images = np.asarray(images)  # they come round many times an epoch, always the same
             if holds:
                 held_meta, images = hold(images)
-            of_its_own = -1 - seed if shuffle_meta and seed is not None else None
+            # Another seed than that of x, where as many images would come in the same order.
+            meta_seed = -1 - seed if shuffle_meta and seed is not None else None
             self._meta = functools.partial(
-                batches, converted(images), labels, batch_size, seed=of_its_own, name="meta_data"
+                batches, converted(images), labels, batch_size, seed=meta_seed, name="meta_data"
             )
-            self._meta(epochs=range(1))  # refuses too few
+            self._meta(epochs=one)  # refuses too few
         self.held, self.image_dtype = (held, held_meta), dtype
 
     def warm_up(self, epochs):
