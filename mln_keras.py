@@ -222,6 +222,10 @@ class MetaLabelNet(TwoPhaseModel):
                 regularization = self._regularization()
                 soft_label_logits = self.label_head(v, training=True)  # Eq. 4
                 loss_c = self.classification_loss(logits, soft_label_logits)  # Eq. 6
+            if loss_c.shape.rank:  # its gradient would be that of a sum
+                raise ValueError(
+                    f"classification_loss: expected a scalar, received shape {loss_c.shape}"
+                )
             gradients = _mean_over_replicas(_gradient(tape, loss_c, θ))
             θ_hat = [w - α * g for w, g in zip(θ, gradients)]  # Eq. 5
             meta_logits = self._logits_at(θ_hat, x_meta)

@@ -1054,6 +1054,17 @@ def test_bad_models_are_refused(build, options, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_loss_of_every_sample_is_refused(images):
+    class Forgetful(MetaLabelNet):
+        def classification_loss(self, logits, soft_label_logits):
+            return keras.ops.sum(keras.ops.square(logits - soft_label_logits), axis=-1)
+
+    model = Forgetful(dense_net(), warmup_epochs=0)
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=r"classification_loss: expected a scalar.*\(8,\)"):
+        model.fit(*images(16), meta_data=images(16), batch_size=8, verbose=0)
+
+
 def test_one_optimizer_for_both_is_refused():
     optimizer = keras.optimizers.SGD(0.1)
     with pytest.raises(ValueError, match="meta_optimizer: expected another optimizer"):
