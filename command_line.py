@@ -21,7 +21,8 @@ def configure_xla():
 
     XLA times kernels whenever it compiles. Kept under $KERAS_HOME (~/.keras), a file each for an
     operation on a GPU with a cuDNN, the choice costs later runs nothing, and rounds as before: so a
-    seed gives the same result to the last bit. A new folder begins with the choices of `KERNELS`.
+    seed gives the same result to the last bit (but for what REPRODUCE.md says of phase 2). A new
+    folder begins with the choices of `KERNELS`.
 
     For before TensorFlow first compiles; what the environment's XLA_FLAGS say comes last and wins.
     """
@@ -144,7 +145,7 @@ def parse_settings(argv, recipes, description):
     recipe = dataclasses.replace(recipe, **replaced)
     settings |= {n: getattr(recipe, n) for n in settings if hasattr(recipe, n)}
     _check_settings(settings)
-    if settings["output_dir"] is None:
+    if not settings["output_dir"]:
         parts = ("dataset", "noise", "noise_ratio", "method")
         name = "-".join(str(settings[part]) for part in parts if settings[part] is not None)
         settings["output_dir"] = os.path.join("runs", f"{name}-seed{settings['seed']}")

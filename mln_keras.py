@@ -69,8 +69,8 @@ class MetaLabelNet(TwoPhaseModel):
         seed: integer, at least 0; with the epoch it decides the order of batches made from arrays.
 
     Raises:
-        ValueError: for a classifier without logits of shape (N, C) or without findable features,
-            and for an argument outside its range.
+        ValueError: for a classifier without logits of shape (N, C), without findable features or in
+            float16, and for an argument outside its range.
 
     Example:
 
@@ -125,6 +125,11 @@ class MetaLabelNet(TwoPhaseModel):
         self.seed = seed
 
         self.image_shape, self.num_classes = layers.classifier_shapes(classifier)
+        if classifier.compute_dtype == "float16":
+            raise ValueError(
+                "classifier: computes in float16, in which small gradients are 0, as no loss is "
+                "scaled here; use mixed_bfloat16"
+            )
         layers.set_max_pooling_float32(classifier)
         self._features, num_features = layers.find_features(
             classifier, feature_extractor, self.image_shape
@@ -275,7 +280,10 @@ class MetaLabelNet(TwoPhaseModel):
     def _apply_gradients(self, optimizer, gradients, weights):
         """One step of an optimizer, which adds up what the replicas of tf.distribute give it."""
         share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
-        decayed = [share * (g + self.weight_decay * w) for g, w in zip(gradients, weights)]
+        decayed = [
+            optimizer.scale_loss(share * (g + self.weight_decay * w))  # `apply` divides by it
+            for g, w in zip(gradients, weights)
+        ]
         optimizer.apply(decayed, weights)
 
     def soft_labels(self, images, batch_size=1000):

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import math
 import re
+import warnings
 
 import keras
 import numpy as np
@@ -75,15 +76,13 @@ class TwoPhaseCallbacks(keras.callbacks.CallbackList):
 
     def on_epoch_end(self, epoch, logs=None):
         logs = {n: float(v) if np.ndim(v) == 0 else np.asarray(v) for n, v in logs.items()}
-        every_column = logs | {n: math.nan for n in self._metric_names if n not in logs}
         if self._progbar is not None:  # first, so that what others print comes below the bar
             self._progbar.on_epoch_end(epoch, logs)
+        logs |= {n: math.nan for n in self._metric_names if n not in logs}
         for callback in self.callbacks:
-            if callback is not self._progbar:
-                monitors = hasattr(callback, "monitor")
-                callback.on_epoch_end(
-                    epoch, MonitoredLogs(every_column) if monitors else every_column
-                )
+            if callback is not self._progbar:  # what it adds to the logs goes on to the next one
+                logs = (MonitoredLogs if hasattr(callback, "monitor") else dict)(logs)
+                callback.on_epoch_end(epoch, logs)
 
 
 class TwoPhaseModel(keras.Model):
@@ -137,6 +136,7 @@ class TwoPhaseModel(keras.Model):
             ValueError: where one optimizer is given twice, or no step runs in a call.
         """
         checks.integer("steps_per_execution", steps_per_execution, 1)
+        optimizer = keras.optimizers.get(optimizer)  # two of one name are two
         if optimizer is meta_optimizer:
             raise ValueError(
                 "meta_optimizer: expected another optimizer than `optimizer`, received the same; "
@@ -148,7 +148,7 @@ class TwoPhaseModel(keras.Model):
             "run_eagerly": run_eagerly,
             "steps_per_execution": steps_per_execution,
         }
-        is_one = isinstance(metrics, str | keras.metrics.Metric)
+        is_one = isinstance(metrics, str) or callable(metrics)
         if self._is_distributed():
             steps_per_execution = 1
         super().compile(
@@ -209,7 +209,7 @@ class TwoPhaseModel(keras.Model):
             batch_size: N_b for arrays; a Dataset has its own.
             epochs, verbose, callbacks: as `keras.Model.fit`.
             initial_epoch: how many epochs the model has been trained for, to continue there.
-            steps_per_epoch: for a Dataset without end only.
+            steps_per_epoch: for a Dataset without end, or of unknown length, only.
             validation_data: as `meta_data`, and with labels -1 too.
             validation_batch_size, validation_freq, validation_steps: as `keras.Model.fit`.
 
@@ -222,7 +222,8 @@ class TwoPhaseModel(keras.Model):
             FloatingPointError: where the loss is not finite, with epoch and step.
 
         Warns:
-            UserWarning: naming the classes of which a meta set of arrays holds no sample.
+            UserWarning: naming the classes of which a meta set of arrays holds no sample, and where
+                a callback stopped the training before phase 2.
         """
         if not self.compiled:
             raise ValueError("fit: call compile() before fit()")
@@ -260,6 +261,8 @@ class TwoPhaseModel(keras.Model):
                 "validation_data", validation_data, self.image_shape, self.num_classes,
                 training_data.image_dtype,
             )
+            validation_batch_size = validation_batch_size or batch_size
+            validation_data = pipeline.streamed(validation_data, validation_batch_size)
             if validation_steps is None and pipeline.is_endless(validation_data):
                 raise ValueError(
                     "validation_steps: needed for validation_data, a tf.data.Dataset without end"
@@ -292,6 +295,9 @@ class TwoPhaseModel(keras.Model):
         finally:
             self._held, self.train_function = (None, None), None  # frees the GPU's memory
         watch.finish()
+        if self.phase == 1 and epochs > warmup_end:
+            text = "fit: a callback stopped the training before phase 2 began"
+            warnings.warn(text, UserWarning, stacklevel=2)
         return self.history
 
     def _fit_phase(self, phase, batches_of, epochs, callbacks, steps_per_epoch, **kwargs):
@@ -318,6 +324,9 @@ class TwoPhaseModel(keras.Model):
                 dataset, epochs=epochs.stop, initial_epoch=epochs.start, steps_per_epoch=steps,
                 callbacks=callbacks, shuffle=False, **kwargs,
             )
+
+    def _symbolic_build(self, *_, **__):
+        """Keras' dry run under tf.distribute, of float32 images; all variables are there."""
 
     def _is_one_program(self):
         """Whether XLA compiles the step, for one device."""
@@ -361,8 +370,10 @@ class TwoPhaseModel(keras.Model):
         results = self.get_metrics_result()
         return {n: results[n] for n in results if phase_2 or n not in self.phase_2_metrics}
 
-    def evaluate(self, x=None, y=None, *args, **kwargs):
+    def evaluate(self, x=None, y=None, batch_size=None, *args, **kwargs):
         """As `keras.Model.evaluate`, without sample weights; `x` may be a pair (images, labels).
+
+        Of `ImageFiles` no more than some batches are in memory at a time.
 
         Raises:
             ValueError: for data that do not fit the model, one line that names the argument (for
@@ -372,9 +383,15 @@ class TwoPhaseModel(keras.Model):
             data = pipeline.check_evaluated(
                 "x", pipeline.paired(x, y), self.image_shape, self.num_classes, self.image_dtype
             )
+            data = pipeline.streamed(data, batch_size)
             x, y = data if isinstance(data, (tuple, list)) else (data, None)
         with _data_errors():
-            return super().evaluate(x, y, *args, **kwargs)
+            return super().evaluate(x, y, batch_size, *args, **kwargs)
+
+    def predict(self, x, batch_size=None, *args, **kwargs):
+        """As `keras.Model.predict`; of `ImageFiles` only some batches are in memory at a time."""
+        with _data_errors():
+            return super().predict(pipeline.streamed(x, batch_size), batch_size, *args, **kwargs)
 
     def test_step(self, batch):
         images, labels = batch

@@ -64,10 +64,13 @@ def train(runs, directory, jobs, on_end=lambda finished: None):
     with concurrent.futures.ThreadPoolExecutor(gpus.qsize()) as pool:
         ends = {pool.submit(_train_one, directory / n, runs[n], gpus): n for n in runs}
         finished = set()
-        for end in concurrent.futures.as_completed(ends):
-            if end.result():
-                finished.add(ends[end])
-                on_end(finished)
+        try:
+            for end in concurrent.futures.as_completed(ends):
+                if end.result():
+                    finished.add(ends[end])
+                    on_end(finished)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # where Ctrl-C ends it, the rest too
     return [name for name in runs if name not in finished]
 
 

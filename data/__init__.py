@@ -1,7 +1,9 @@
 """Where samples come from: noise models, the splits, and one loader a data set.
 
 `noise` corrupts labels, `source` holds a data set and splits it, `digits` and `cifar10` load one,
-`teacher` gives the class probabilities that feature-dependent noise is drawn from.
+`teacher` gives the class probabilities that feature-dependent noise is drawn from, `corruption`
+does what the flag --noise says, `pipeline` makes batches, `image_files` reads images, and `checks`
+refuses what does not fit.
 """
 
 from data import cifar10, digits

@@ -41,10 +41,11 @@ def image_dtype(received, expected):
         ValueError: for float images where the model was trained on integers, or the reverse.
     """
     received = np.dtype(getattr(received, "name", received))
-    if expected is not None and (received.kind == "f") != (np.dtype(expected).kind == "f"):
+    is_float, was_float = (d is not None and np.dtype(d).kind in "fV" for d in (received, expected))
+    if expected is not None and is_float != was_float:  # V is bfloat16's
         raise ValueError(
             f"images: expected {expected}, as in training, received {received.name}; "
-            f"pixels of another type have another scale"
+            f"pixels of another type may have another scale: convert them"
         )
 
 

@@ -331,6 +331,19 @@ def check_evaluated(name, data, image_shape, num_classes, dtype):
     return data
 
 
+def streamed(data, batch_size):
+    """`ImageFiles`, or a pair of them and labels, as a tf.data.Dataset; other data as they are.
+
+    Keras would take them for an array, and decode all of them at once.
+    """
+    images, labels = data if isinstance(data, (tuple, list)) and len(data) == 2 else (data, None)
+    if not isinstance(images, ImageFiles):
+        return data
+    return images.dataset(
+        None if labels is None else np.asarray(labels, np.int32), batch_size or 32
+    )
+
+
 def is_endless(data):
     """Whether this is a tf.data.Dataset known to have no end."""
     is_dataset = isinstance(data, tf.data.Dataset)
@@ -360,7 +373,7 @@ def _pair(name, pair):
 def _checked_arrays(name, pair, image_shape, num_classes, dtype, allow_unlabeled):
     images, labels = _pair(name, pair)
     if images.dtype.kind == "f":
-        images = images.astype(np.float32)
+        images = images.astype(np.float32, copy=False)
     checks.images(name, images, image_shape, dtype)
     return images, checks.labels(name, labels, len(images), num_classes, allow_unlabeled)
 

@@ -82,8 +82,8 @@ def last_dense(classifier):
 def set_max_pooling_float32(classifier):
     """Lets max pooling compute in float32 where the policy is a 16-bit one.
 
-    The maximum is the same number; but TensorFlow has no second derivative of max pooling in
-    16-bit types, and the meta-gradient needs one.
+    The maximum is the same number; but XLA has no second derivative of max pooling in 16-bit
+    types, and the meta-gradient needs one.
     """
     for layer in classifier._flatten_layers():
         is_pooling = isinstance(

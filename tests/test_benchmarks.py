@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -80,6 +81,23 @@ def test_where_all_runs_fail_nothing_is_written(tmp_path, monkeypatch, capsys):
         assert figures.main([figure, *files, "--", "--table_only"]) == 1
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("\nfailed: ") and not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_grid_begins_no_other_run(tmp_path, monkeypatch):
+    begun = []
+
+    def train_one(directory, command, gpus):
+        begun.append(directory.name)
+        return True
+
+    def interrupt(finished):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grid, "_visible_gpus", lambda: [None])
+    monkeypatch.setattr(grid, "_train_one", lambda *run: time.sleep(0.05) or train_one(*run))
+    with pytest.raises(KeyboardInterrupt):
+        grid.train(dict.fromkeys(map(str, range(40))), tmp_path, 1, interrupt)
+    assert len(begun) < 40
 
 
 def test_the_runs_of_a_grid_share_what_was_compiled(tmp_path, monkeypatch):

@@ -487,8 +487,9 @@ def test_without_noise_the_ratio_is_0():
     assert settings["output_dir"] == str(Path("runs", "digits-none-0.0-metalabelnet-seed0"))
 
 
-def test_the_demonstration_has_a_default_directory():
-    settings, _ = parse_settings("--seed", 3)
+@pytest.mark.parametrize("flags", [(), ("--output_dir=",)])
+def test_the_demonstration_has_a_default_directory(flags):
+    settings, _ = parse_settings("--seed", 3, *flags)
     assert settings["output_dir"] == str(Path("runs", "digits-class_dependent-0.4-seed3"))
 
 

@@ -271,14 +271,19 @@ def test_shuffled_meta_batches_are_drawn_anew_each_round_and_leave_no_sample_out
     assert meta_numbers(range(30), seed=8) != found
 
 
-def test_the_order_of_meta_data_is_not_that_of_as_many_training_data():
+def test_the_order_of_meta_data_is_the_seeds_and_not_that_of_as_many_training_data():
     numbers = np.arange(20, dtype=np.uint8).reshape(-1, 1, 1, 1), np.zeros(20, int)
-    training_data = pipeline.TrainingData(
-        numbers, numbers, None, (1, 1, 1), 1, 5,
-        seed=7, shuffle_meta=True, warms_up=False, holds=False,
-    )  # fmt: skip
-    pairs = training_data.phase_2(range(3)).as_numpy_iterator()
-    assert all(set(x.ravel()) != set(x_meta.ravel()) for (x, _), (x_meta, _) in pairs)
+
+    def pairs(seed):
+        training_data = pipeline.TrainingData(
+            numbers, numbers, None, (1, 1, 1), 1, 5,
+            seed=seed, shuffle_meta=True, warms_up=False, holds=False,
+        )  # fmt: skip
+        found = training_data.phase_2(range(3)).as_numpy_iterator()
+        return [(x.ravel().tolist(), x_meta.ravel().tolist()) for (x, _), (x_meta, _) in found]
+
+    assert all(set(x) != set(x_meta) for x, x_meta in pairs(7))
+    assert [meta for _, meta in pairs(7)] != [meta for _, meta in pairs(8)]
 
 
 def test_a_meta_set_of_unknown_length_begins_anew_each_epoch():

@@ -49,6 +49,34 @@ def trained(images, labels, unlabeled, meta):
     return [w.numpy() for w in model.weights], history, model.soft_labels(images, batch_size=7)
 
 
+def test_files_to_predict_and_evaluate_are_never_all_in_memory(files, monkeypatch):
+    images, labels, _ = from_directory(files, (6, 8))
+    arrays = np.asarray(images)
+    model = MetaLabelNet(
+        keras.Sequential([keras.Input((6, 8, 3)), layers.Flatten(), layers.Dense(2)]), 1
+    )
+    model.compile(keras.optimizers.SGD(0.0), metrics=["accuracy"])  # the weights stay
+
+    def results(found):
+        history = model.fit(
+            arrays, labels, batch_size=8, validation_data=(found, labels), verbose=0
+        ).history
+        return [
+            model.predict(found, batch_size=5, verbose=0), model.predict(found, verbose=0),
+            model.evaluate(found, labels, 5, verbose=0),
+            model.evaluate((found, labels), verbose=0), history["val_loss"],
+        ]  # fmt: skip
+
+    expected = results(arrays)
+
+    def decode_all(self, dtype=None, copy=None):
+        raise AssertionError("decoded all images")
+
+    monkeypatch.setattr(ImageFiles, "__array__", decode_all)
+    for found, right in zip(results(images), expected, strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-5)
+
+
 def test_a_directory_is_read_in_the_order_of_names(files, pixels):
     images, labels, names = from_directory(files, (6, 8))
     assert names == ("a", "b") and images.shape == (24, 6, 8, 3) and images.dtype == np.uint8

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 import layers as mln_layers
-from data import pipeline
+from data import checks, pipeline
 from mln_keras import MetaLabelNet
 
 
@@ -450,7 +450,8 @@ for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["
             keras.Input((8, 8, 1)), layers.Rescaling(1 / 255), layers.Flatten(),
             layers.Dense(16, activation="tanh"), layers.Dense(4),
         ])
-        model = MetaLabelNet(net, 1, weight_decay=0.1)
+        unbuilt = keras.Sequential([layers.Identity()])
+        model = MetaLabelNet(net, 1, augmentation=unbuilt, weight_decay=0.1)
         sgd = keras.optimizers.SGD(0.05, momentum=0.9)
         model.compile(sgd, jit_compile=False, steps_per_execution=5)
     model.fit((x, y), meta_data=(x[:16], y[:16]), batch_size=8, epochs=3, verbose=0)
@@ -696,10 +697,11 @@ class Stop(keras.callbacks.Callback):
 def test_stopping_in_warm_up_ends_the_training(images):
     model = compiled(dense_net(), warmup_epochs=2)
     for initial_epoch in (0, 1):  # the second one stops on the switch
-        history = model.fit(
-            images(40), meta_data=images(16, seed=1), initial_epoch=initial_epoch, epochs=4,
-            batch_size=8, verbose=0, callbacks=[Stop()],
-        )  # fmt: skip
+        with pytest.warns(UserWarning, match="fit: a callback stopped .* before phase 2"):
+            history = model.fit(
+                images(40), meta_data=images(16, seed=1), initial_epoch=initial_epoch, epochs=4,
+                batch_size=8, verbose=0, callbacks=[Stop()],
+            )  # fmt: skip
         assert history.epoch == [initial_epoch] and model.phase == 1
 
 
@@ -1042,6 +1044,9 @@ def wrap(layer):
             subclassed, {"feature_extractor": "features", "label_head_init": "classifier"},
             "label_head_init: 'classifier' needs",
         ),
+        (lambda: wrap([layers.Dense(1)]), {}, "classifier: expected logits"),
+        (dense_net, {"seed": -1}, "seed: expected"),
+        (dense_net, {"entropy_weight": -1.0}, "entropy_weight: expected"),
         (
             lambda: wrap([layers.Dense(4, use_bias=False)]), {"label_head_init": "classifier"},
             "with a bias",
@@ -1063,6 +1068,51 @@ def test_a_loss_of_every_sample_is_refused(images):
     model.compile("sgd")
     with pytest.raises(ValueError, match=r"classification_loss: expected a scalar.*\(8,\)"):
         model.fit(*images(16), meta_data=images(16), batch_size=8, verbose=0)
+
+
+def test_float16_is_refused():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        classifier = dense_net()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    with pytest.raises(ValueError, match="classifier: computes in float16"):
+        MetaLabelNet(classifier, 1)
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        lambda: keras.optimizers.SGD(0.1, loss_scale_factor=1024),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
+    ],
+)
+def test_an_optimizer_that_scales_the_loss_makes_the_same_steps(images, scaled):
+    ends = []
+    for optimizer in (keras.optimizers.SGD(0.1), scaled()):
+        keras.utils.set_random_seed(0)
+        model = MetaLabelNet(dense_net(), 1)
+        model.compile(optimizer, jit_compile=False)
+        model.fit(images(16), meta_data=images(16), batch_size=8, epochs=2, verbose=0)
+        ends.append(values(model.classifier.trainable_variables))
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_callback_adds_to_the_logs_is_in_the_history(images):
+    model = compiled(dense_net(), compile_options={"jit_compile": False})
+    history = model.fit(
+        *images(16), meta_data=images(16), batch_size=8, epochs=2, verbose=0,
+        callbacks=[keras.callbacks.ReduceLROnPlateau("loss")],
+    ).history  # fmt: skip
+    assert len(history["learning_rate"]) == 2
+
+
+def test_names_and_functions_are_taken_as_keras_takes_them(images):
+    model = MetaLabelNet(dense_net(), 1)
+    model.compile("adam", "adam", metrics=keras.metrics.sparse_categorical_accuracy)
+    assert model.optimizer is not model.meta_optimizer
+    assert "sparse_categorical_accuracy" in model.fit(*images(16), batch_size=8, verbose=0).history
 
 
 def test_one_optimizer_for_both_is_refused():
@@ -1301,6 +1351,14 @@ def test_float_images_are_refused_after_training_on_uint8(images):
             call(x / np.float32(255))
 
 
+def test_bfloat16_images_are_float_images():
+    bfloat16 = tf.bfloat16.as_numpy_dtype
+    checks.image_dtype(bfloat16, "float32")
+    checks.image_dtype(tf.float32, "bfloat16")
+    with pytest.raises(ValueError, match="images: expected uint8, as in training"):
+        checks.image_dtype(bfloat16, "uint8")
+
+
 def test_training_goes_on_with_images_of_the_same_type(images):
     model = compiled(dense_net())
     x, y = images(16)
@@ -1411,12 +1469,15 @@ def test_saved_model_in_plain_tensorflow(images, tmp_path):
 
 
 def test_metrics_and_steps_of_a_call_are_saved_with_the_model(images, tmp_path):
-    options = {"metrics": ["sparse_top_k_categorical_accuracy"], "steps_per_execution": 5}
+    options = {"metrics": ["sparse_top_k_categorical_accuracy"], "steps_per_execution": 5,
+               "jit_compile": False}  # fmt: skip
     model = fitted(dense_net(), images, compile_options=options)
     model.save(tmp_path / "model.keras")
     loaded, (x, y) = keras.models.load_model(tmp_path / "model.keras"), images(16)
+    assert loaded.get_compile_config() == model.get_compile_config()
     found, expected = (m.evaluate(x, y, verbose=0, return_dict=True) for m in (loaded, model))
     assert found == expected and set(found) == {"loss", options["metrics"][0]}
+    assert loaded.jit_compile is False
     loaded.fit(images(40), meta_data=images(16, seed=1), initial_epoch=2, epochs=3, batch_size=8,
                verbose=0)  # fmt: skip
     assert loaded.steps_per_execution == 5
