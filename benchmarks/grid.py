@@ -70,7 +70,7 @@ def train(runs, directory, jobs, on_end=lambda finished: None):
                     finished.add(ends[end])
                     on_end(finished)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # where Ctrl-C ends it, the rest too
+            pool.shutdown(cancel_futures=True)  # where Ctrl-C ends it, no other run begins
     return [name for name in runs if name not in finished]
 
 

@@ -40,9 +40,10 @@ def image_dtype(received, expected):
     Raises:
         ValueError: for float images where the model was trained on integers, or the reverse.
     """
-    received = np.dtype(getattr(received, "name", received))
-    is_float, was_float = (d is not None and np.dtype(d).kind in "fV" for d in (received, expected))
-    if expected is not None and is_float != was_float:  # V is bfloat16's
+    if expected is None:
+        return
+    received, floats = np.dtype(getattr(received, "name", received)), "fV"  # V is bfloat16's
+    if (received.kind in floats) != (np.dtype(expected).kind in floats):
         raise ValueError(
             f"images: expected {expected}, as in training, received {received.name}; "
             f"pixels of another type may have another scale: convert them"

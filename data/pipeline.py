@@ -337,11 +337,7 @@ def streamed(data, batch_size):
     Keras would take them for an array, and decode all of them at once.
     """
     images, labels = data if isinstance(data, (tuple, list)) and len(data) == 2 else (data, None)
-    if not isinstance(images, ImageFiles):
-        return data
-    return images.dataset(
-        None if labels is None else np.asarray(labels, np.int32), batch_size or 32
-    )
+    return images.dataset(labels, batch_size or 32) if isinstance(images, ImageFiles) else data
 
 
 def is_endless(data):

@@ -87,6 +87,7 @@ def test_an_interrupted_grid_begins_no_other_run(tmp_path, monkeypatch):
     begun = []
 
     def train_one(directory, command, gpus):
+        time.sleep(0.05)
         begun.append(directory.name)
         return True
 
@@ -94,7 +95,7 @@ def test_an_interrupted_grid_begins_no_other_run(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(grid, "_visible_gpus", lambda: [None])
-    monkeypatch.setattr(grid, "_train_one", lambda *run: time.sleep(0.05) or train_one(*run))
+    monkeypatch.setattr(grid, "_train_one", train_one)
     with pytest.raises(KeyboardInterrupt):
         grid.train(dict.fromkeys(map(str, range(40))), tmp_path, 1, interrupt)
     assert len(begun) < 40

@@ -34,13 +34,18 @@ def files(tmp_path, pixels):
     return tmp_path
 
 
-def trained(images, labels, unlabeled, meta):
+def compiled(learning_rate=0.1, metrics=()):
     keras.utils.set_random_seed(0)
     classifier = keras.Sequential(
         [keras.Input((6, 8, 3)), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(2)]
     )
     model = MetaLabelNet(classifier, 1)
-    model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+    model.compile(keras.optimizers.SGD(learning_rate), metrics=metrics, jit_compile=False)
+    return model
+
+
+def trained(images, labels, unlabeled, meta):
+    model = compiled()
     validation = meta if isinstance(images, np.ndarray) else meta[0].dataset(meta[1])
     history = model.fit(
         (images, labels), meta_data=meta, unlabeled_data=unlabeled, validation_data=validation,
@@ -52,10 +57,7 @@ def trained(images, labels, unlabeled, meta):
 def test_files_to_predict_and_evaluate_are_never_all_in_memory(files, monkeypatch):
     images, labels, _ = from_directory(files, (6, 8))
     arrays = np.asarray(images)
-    model = MetaLabelNet(
-        keras.Sequential([keras.Input((6, 8, 3)), layers.Flatten(), layers.Dense(2)]), 1
-    )
-    model.compile(keras.optimizers.SGD(0.0), metrics=["accuracy"])  # the weights stay
+    model = compiled(learning_rate=0.0, metrics=["accuracy"])  # the weights stay
 
     def results(found):
         history = model.fit(
@@ -218,9 +220,7 @@ def test_a_damaged_file_stops_training_and_is_found(files, meta_files):
 def test_a_file_that_is_gone_stops_training_by_its_name(files):
     images, labels, _ = from_directory(files, (6, 8))
     Path(images.paths[5]).unlink()
-    classifier = keras.Sequential([keras.Input((6, 8, 3)), layers.Flatten(), layers.Dense(2)])
-    model = MetaLabelNet(classifier, 1)
-    model.compile(keras.optimizers.SGD(0.1))
+    model = compiled()
     for fails in (
         lambda: trained(images, labels, None, (images[12:], labels[12:])),
         lambda: trained(images[6:], labels[6:], None, (images[:6], labels[:6])),
