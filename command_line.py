@@ -21,8 +21,8 @@ def configure_xla():
 
     XLA times kernels whenever it compiles. Kept under $KERAS_HOME (~/.keras), a file each for an
     operation on a GPU with a cuDNN, the choice costs later runs nothing, and rounds as before: so a
-    seed gives the same result to the last bit (but for what REPRODUCE.md says of phase 2). A new
-    folder begins with the choices of `KERNELS`.
+    seed gives the same result to the last bit (REPRODUCE.md says how far that goes). A new folder
+    begins with the choices of `KERNELS`.
 
     For before TensorFlow first compiles; what the environment's XLA_FLAGS say comes last and wins.
     """

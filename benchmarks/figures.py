@@ -226,12 +226,13 @@ def table(sweep, results):
 def draw_sweep(sweep, results, path):
     """Test accuracies by the value of the flag: means over the seeds."""
     cells = cells_of(sweep, results)
-    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
     values = sorted({cell[2] for cell in cells})
     lines = sorted({cell[:2] for cell in cells})
     rows = []
     for number, (noise, ratio) in enumerate(lines):
+        axes.plot([], [], color=f"C{number}", label=title(noise, ratio))
         for name, (of, style) in ACCURACIES.items():
             here = [value for value in values if (noise, ratio, value) in cells]
             means = [
@@ -239,13 +240,14 @@ def draw_sweep(sweep, results, path):
                 for value in here
             ]
             axes.plot([values.index(value) for value in here], means, style, color=f"C{number}",
-                      linewidth=0.8 if style == "--" else None,
-                      label=f"{noise.replace('_', '-')}, {ratio:.0%}, {of}")  # fmt: skip
+                      linewidth=0.8 if style == "--" else None)  # fmt: skip
             rows += [(noise, ratio, of, v, f"{m:.2f}") for v, m in zip(here, means, strict=True)]
     axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
     axes.set(xlabel=sweep.label, ylabel="test accuracy (%)")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    for of, style in ACCURACIES.values():
+        axes.plot([], [], style, color="0.3", label=of)
+    figure.legend(loc="outside right center", fontsize="small")
     save(figure, path, ("noise", "ratio", "of", sweep.flag, "mean"), rows)
 
 
