@@ -1,21 +1,27 @@
 """How far JPEG encodings move the pixels of small images: of CIFAR-10's, and of photographs.
 
-    python benchmarks/jpeg.py [--data_dir DIRECTORY]
+    python benchmarks/jpeg.py [--data_dir DIRECTORY] [--table_only]
 
 Where CIFAR-10's images have been through JPEG at quality 75, these are what further encodings do to
 them, but what the first one did cannot be seen any more. Photographs shrunk to 32×32 show it: two
-that come with scikit-learn, in squares of 96 to 384 pixels, through the same encodings. Printed are
-root mean squares over pixels and colours, of 255.
+that come with scikit-learn, in squares of 96 to 384 pixels, through the same encodings. Kept in
+results/jpeg.csv, and printed, are root mean squares over pixels and colours, of 255.
 """
 
 import argparse
+import csv
+import pathlib
 import sys
 
 import differences
+import grid
 import numpy as np
 import tensorflow as tf
 
 import data
+import outputs
+
+HEADER = ("encoding", "CIFAR-10, from before", "photographs, from before", "from the original")
 
 
 def shrunk_photographs(number):
@@ -39,15 +45,11 @@ def distance(images, others):
     return np.sqrt(np.mean((images.astype(np.float32) - others.astype(np.float32)) ** 2))
 
 
-def table(cifar10, photographs):
-    """Markdown: a row an encoding. CIFAR-10's images are taken as encoded, photographs are not."""
+def measure(cifar10, photographs):
+    """A row an encoding. CIFAR-10's images are taken as encoded, photographs are not."""
     encoded = differences.re_encode(75, photographs)
     first = distance(encoded, photographs)
-    lines = [
-        "| encoding | CIFAR-10, from before | photographs, from before | from the original |",
-        "| --- | --- | --- | --- |",
-        f"| JPEG quality 75, the first |  | {first:.1f} | {first:.1f} |",
-    ]
+    rows = [("JPEG quality 75, the first", "", f"{first:.1f}", f"{first:.1f}")]
     for name, encode in differences.ENCODINGS.items():
         further = encode(encoded)
         columns = (
@@ -55,15 +57,28 @@ def table(cifar10, photographs):
             distance(further, encoded),
             distance(further, photographs),
         )
-        lines.append(f"| then {name} | {' | '.join(f'{value:.1f}' for value in columns)} |")
-    return "\n".join(lines) + "\n"
+        rows.append((f"then {name}", *(f"{value:.1f}" for value in columns)))
+    return rows
+
+
+def table(rows):
+    """Markdown."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in (HEADER, ("---",) * len(HEADER), *rows))
 
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data_dir", help="TensorFlow Datasets directory")
-    images = data.LOADERS["cifar10"](parser.parse_args(argv).data_dir).held_out_images
-    print(table(images, shrunk_photographs(60)), end="")
+    parser.add_argument("--results", type=pathlib.Path, default="results/jpeg.csv")
+    parser.add_argument("--table_only", action="store_true", help="print the table of --results")
+    arguments = parser.parse_args(argv)
+    if not arguments.table_only:
+        images = data.LOADERS["cifar10"](arguments.data_dir).held_out_images
+        rows = measure(images, shrunk_photographs(60))
+        with outputs.atomic_write(arguments.results) as temporary:
+            with open(temporary, "w", newline="") as file:
+                csv.writer(file).writerows([HEADER, *rows])
+    print(table(list(csv.reader(grid.lines_of(arguments.results)))[1:]), end="")
 
 
 if __name__ == "__main__":
