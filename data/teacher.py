@@ -104,10 +104,7 @@ def _make_writable(folder):
         if os.access(folder, os.W_OK):
             return
         reason = "no permission"
-    raise ValueError(
-        f"{folder}: the teacher's probabilities cannot be kept there ({reason}); set KERAS_HOME to "
-        f"a folder that can be written"
-    )
+    raise _cannot_be_kept(folder, reason)
 
 
 def _save_whole(path, array):
@@ -116,5 +113,14 @@ def _save_whole(path, array):
         with open(part, "wb") as file:
             np.save(file, array)
         os.replace(part, path)
+    except OSError as error:
+        raise _cannot_be_kept(path.parent, error.strerror or error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _cannot_be_kept(folder, reason):
+    return ValueError(
+        f"{folder}: the teacher's probabilities cannot be kept there ({reason}); set KERAS_HOME to "
+        f"a folder that can be written"
+    )
