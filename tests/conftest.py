@@ -19,7 +19,7 @@ def fresh_keras():
     disable_op_determinism()
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
-    keras.backend.clear_session(free_memory=False)
+    keras.backend.clear_session(free_memory=False)  # to collect takes a fifth of the time
 
 
 @pytest.fixture
