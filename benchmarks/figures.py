@@ -129,7 +129,7 @@ def figure4(arguments):
     path, failed = arguments.picture.with_suffix(".csv"), []
     header = ("run", "epoch", "mean", "variance")
     if arguments.table_only:
-        rows = list(csv.reader(grid.lines_of(path)))[1:]
+        rows = grid.read_csv(path)
     else:
         runs = figure4_runs(arguments)
         failed = grid.train(runs, arguments.output_dir, arguments.jobs)
@@ -287,9 +287,7 @@ def draw_by_epoch(cells, label, column, path, first=1):
 def save(figure, path, header, rows):
     with outputs.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
-    with outputs.atomic_write(path.with_suffix(".csv")) as temporary:
-        with open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows([header, *rows])
+    grid.write_csv(path.with_suffix(".csv"), header, rows)
 
 
 OF_OTHER_RESULTS = {"figure3": ("table1", figure3), "section_v_c": ("differences", section_v_c)}

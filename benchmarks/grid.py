@@ -151,6 +151,17 @@ def read(path):
     return [json.loads(line) for line in lines_of(path)]
 
 
+def write_csv(path, header, rows):
+    with outputs.atomic_write(path) as temporary:
+        with open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+
+
+def read_csv(path):
+    """The rows below the header, each a list of strings."""
+    return list(csv.reader(lines_of(path)))[1:]
+
+
 def lines_of(path):
     """Lines of a file that runs have made; ends the program, with a line, where there is none."""
     if not path.exists():

@@ -9,7 +9,6 @@ results/jpeg.csv, and printed, are root mean squares over pixels and colours, of
 """
 
 import argparse
-import csv
 import pathlib
 import sys
 
@@ -19,7 +18,6 @@ import numpy as np
 import tensorflow as tf
 
 import data
-import outputs
 
 HEADER = ("encoding", "CIFAR-10, from before", "photographs, from before", "from the original")
 
@@ -75,10 +73,8 @@ def main(argv):
     if not arguments.table_only:
         images = data.LOADERS["cifar10"](arguments.data_dir).held_out_images
         rows = measure(images, shrunk_photographs(60))
-        with outputs.atomic_write(arguments.results) as temporary:
-            with open(temporary, "w", newline="") as file:
-                csv.writer(file).writerows([HEADER, *rows])
-    print(table(list(csv.reader(grid.lines_of(arguments.results)))[1:]), end="")
+        grid.write_csv(arguments.results, HEADER, rows)
+    print(table(grid.read_csv(arguments.results)), end="")
 
 
 if __name__ == "__main__":

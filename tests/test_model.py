@@ -377,16 +377,11 @@ def test_xla_computes_the_same_as_tensorflow(images):
 
 def test_images_held_on_the_gpu_are_the_same_images(images, monkeypatch):
     """The CPU stands for the GPU; some samples have no label, and some images are unlabeled."""
-    (x, y), found = images(40), []
+    x, y = images(40)
     y = np.where(np.arange(40) % 5 == 0, -1, y)
     gather, gathered = tf.gather, []
-    for held, steps_per_execution in ((False, 1), (True, 1), (True, 6)):
-        if (held, steps_per_execution) == (True, 1):
-            take_the_cpu_for_a_gpu(monkeypatch)
-            monkeypatch.setattr(
-                tf, "gather", lambda rows, *more: gathered.append(rows.shape) or gather(rows, *more)
-            )
-        gathered.clear()
+
+    def trained(steps_per_execution):
         keras.utils.set_random_seed(0)
         by_xla = {"jit_compile": True, "steps_per_execution": steps_per_execution}
         model = compiled(conv_net([layers.BatchNormalization()]), compile_options=by_xla)
@@ -395,22 +390,31 @@ def test_images_held_on_the_gpu_are_the_same_images(images, monkeypatch):
             batch_size=8, epochs=3, verbose=0,
         )  # fmt: skip
         assert model.image_dtype == "uint8" and model._held == (None, None)
-        assert not held or {(48, 8, 8, 1), (20, 8, 8, 1)} <= set(map(tuple, gathered))
-        found.append((values(model.classifier.weights), history.history))
-    for weights, by_epoch in found[1:]:
-        for a, b in zip(found[0][0], weights, strict=True):
+        return values(model.classifier.weights), history.history
+
+    weights, by_epoch = trained(1)
+    take_the_cpu_for_a_gpu(monkeypatch)
+    monkeypatch.setattr(
+        tf, "gather", lambda rows, *more: gathered.append(rows.shape) or gather(rows, *more)
+    )
+    for steps_per_execution in (1, 6):
+        gathered.clear()
+        weights_of_held, by_epoch_of_held = trained(steps_per_execution)
+        assert {(48, 8, 8, 1), (20, 8, 8, 1)} <= set(map(tuple, gathered))
+        for a, b in zip(weights, weights_of_held, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-        for name, values_by_epoch in found[0][1].items():
-            np.testing.assert_allclose(values_by_epoch, by_epoch[name], rtol=1e-4)
+        for name, values_by_epoch in by_epoch.items():
+            np.testing.assert_allclose(values_by_epoch, by_epoch_of_held[name], rtol=1e-4)
 
 
-def test_mixed_precision(images):
+@pytest.mark.parametrize("extra", [layers.BatchNormalization, lambda: layers.Dropout(0.3, seed=1)])
+def test_mixed_precision(images, extra):
     keras.utils.set_random_seed(0)
-    exact = fitted(conv_net([layers.BatchNormalization()]), images, epochs=3)
+    exact = fitted(conv_net([extra()]), images, epochs=3)
     keras.config.set_dtype_policy("mixed_bfloat16")
     keras.utils.set_random_seed(0)
-    net, by_xla = conv_net([layers.BatchNormalization()]), {"jit_compile": True}
-    model = fitted(net, images, epochs=3, compile_options=by_xla)
+    by_xla = {"jit_compile": True}
+    model = fitted(conv_net([extra()]), images, epochs=3, compile_options=by_xla)
     assert model.classifier.layers[1].compute_dtype == "bfloat16"
     x, _ = images(40)
     assert model.predict(x, verbose=0).dtype == np.float32
