@@ -23,7 +23,7 @@ import numpy as np
 from differences import in_a_path
 from table1 import METHODS
 
-import outputs
+from mln_keras.command import files as outputs
 
 ACCURACIES = {  # name in a result -> what it is called, and drawn with
     "warmup_test_accuracy": ("warm-up end", "--"),

@@ -18,7 +18,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import outputs
+from mln_keras.command import files as outputs
 
 HISTORY = (
     "loss", "accuracy", "meta_loss", "soft_label_entropy", "soft_label_agreement", "meta_accuracy",

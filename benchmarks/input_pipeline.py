@@ -23,8 +23,8 @@ import tensorflow as tf
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import outputs
-from data import image_files, pipeline
+from mln_keras.command import files as outputs
+from mln_keras.data import image_files, pipeline
 
 SIZE, RESIZE, BATCH = (224, 224), (256, 256), 32
 

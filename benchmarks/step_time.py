@@ -27,10 +27,10 @@ import tensorflow as tf
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import command_line
-import layers
-import outputs
-from data import image_files, pipeline
+from mln_keras.command import flags as command_line
+from mln_keras import layers
+from mln_keras.command import files as outputs
+from mln_keras.data import image_files, pipeline
 from mln_keras import MetaLabelNet
 
 PHASES = ("cross-entropy", "phase 2")

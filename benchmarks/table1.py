@@ -15,7 +15,7 @@ import sys
 import grid
 from grid import quote
 
-from data import corruption
+from mln_keras.data import corruption
 
 METHODS = {"metalabelnet": "MetaLabelNet", "cross_entropy": "cross-entropy"}
 RATIOS = (0.2, 0.4, 0.6, 0.8)

@@ -6,6 +6,6 @@ does what the flag --noise says, `pipeline` makes batches, `image_files` reads i
 refuses what does not fit.
 """
 
-from data import cifar10, digits
+from mln_keras.data import cifar10, digits
 
 LOADERS = {"digits": digits.load, "cifar10": cifar10.load}

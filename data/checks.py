@@ -5,48 +5,67 @@ import numbers
 import numpy as np
 
 
+class ArgumentError(ValueError):
+    """What was given for an argument, or a flag, does not fit.
+
+    Args:
+        name: of the argument, without dashes.
+        text: one line: what is allowed and what was received.
+    """
+
+    def __init__(self, name, text):
+        super().__init__(name, text)
+        self.name = name
+        self.text = text
+
+    def __str__(self):
+        return f"{self.name}: {self.text}"
+
+
 def at_least(name, value, minimum):
     if not value >= minimum:
-        raise ValueError(f"{name}: expected at least {minimum}, received {value}")
+        raise ArgumentError(name, f"expected at least {minimum}, received {value}")
 
 
 def integer(name, value, minimum):
     if not isinstance(value, numbers.Integral) or value < minimum:
-        raise ValueError(f"{name}: expected an integer, at least {minimum}, received {value!r}")
+        raise ArgumentError(name, f"expected an integer, at least {minimum}, received {value!r}")
 
 
 def within(name, value, low, high, what):
     if not low <= value <= high:
-        raise ValueError(f"{name}: expected {low} to {high} for {what}, received {value}")
+        raise ArgumentError(name, f"expected {low} to {high} for {what}, received {value}")
 
 
 def positive(name, value):
     if not 0 < value < float("inf"):
-        raise ValueError(f"{name}: expected a finite number above 0, received {value}")
+        raise ArgumentError(name, f"expected a finite number above 0, received {value}")
 
 
 def one_of(name, value, allowed):
     if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, received {value!r}")
+        raise ArgumentError(name, f"expected one of {', '.join(allowed)}, received {value!r}")
 
 
-def image_dtype(received, expected):
+def image_dtype(received, expected, name="images"):
     """Refuses images whose scale cannot be that of the training images.
 
     Args:
         received: dtype of images, TensorFlow's or NumPy's, or its name.
         expected: dtype name of the training images; None before training.
+        name: of the argument, for the error.
 
     Raises:
-        ValueError: for float images where the model was trained on integers, or the reverse.
+        ArgumentError: for float images where the model was trained on integers, or the reverse.
     """
     if expected is None:
         return
     received, floats = np.dtype(getattr(received, "name", received)), "fV"  # V is bfloat16's
     if (received.kind in floats) != (np.dtype(expected).kind in floats):
-        raise ValueError(
-            f"images: expected {expected}, as in training, received {received.name}; "
-            f"pixels of another type may have another scale: convert them"
+        raise ArgumentError(
+            name,
+            f"expected {expected} images, as in training, received {received.name}; "
+            f"pixels of another type may have another scale: convert them",
         )
 
 
@@ -60,7 +79,7 @@ def images(name, images, image_shape, dtype=None):
         dtype: as `image_dtype`.
 
     Raises:
-        ValueError: as described.
+        ArgumentError: as described.
     """
     shape = getattr(images, "shape", None)
     expected = ("N", *image_shape)
@@ -71,11 +90,11 @@ def images(name, images, image_shape, dtype=None):
         for pair in zip(image_shape, shape[1:], strict=True)
     ):
         received = type(images).__name__ if shape is None else ("N", *shape[1:])
-        raise ValueError(f"{name}: expected images of shape {expected}, received {received}")
+        raise ArgumentError(name, f"expected images of shape {expected}, received {received}")
     try:
         image_dtype(images.dtype, dtype)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise ArgumentError(name, f"{error}") from None
 
 
 def label_range(num_classes, allow_unlabeled):
@@ -88,20 +107,20 @@ def labels(name, labels, count, num_classes, allow_unlabeled=False):
     """Returns labels as an int32 array (count,).
 
     Raises:
-        ValueError: for labels that are not integers of shape (count,) in [0, num_classes); with
+        ArgumentError: for labels that are not integers of shape (count,) in [0, num_classes); with
             `allow_unlabeled`, -1 is allowed too.
     """
     labels = np.asarray(labels)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         hint = "; of one-hot labels pass argmax(-1)" if labels.ndim == 2 else ""
-        raise ValueError(
-            f"{name}: expected integer labels of shape ({count},), one an image, received "
-            f"{labels.dtype} {labels.shape}{hint}"
+        raise ArgumentError(
+            name,
+            f"expected integer labels of shape ({count},), one an image, received "
+            f"{labels.dtype} {labels.shape}{hint}",
         )
     lowest, wanted = label_range(num_classes, allow_unlabeled)
     wrong = (labels < lowest) | (labels >= num_classes)
     if wrong.any():
-        raise ValueError(
-            f"{name}: {wanted}, received {labels[wrong][0]} at index {np.flatnonzero(wrong)[0]}"
-        )
+        index = np.flatnonzero(wrong)[0]
+        raise ArgumentError(name, f"{wanted}, received {labels[index]} at index {index}")
     return labels.astype(np.int32)

@@ -3,15 +3,15 @@
 import contextlib
 import io
 import os
-import re
 import tempfile
-import textwrap
 from pathlib import Path
 
 import numpy as np
 
-from data import checks
-from data.source import Source
+from mln_keras.data import checks
+from mln_keras.data.checks import ArgumentError
+from mln_keras.data.source import Source
+from mln_keras.data.tensorflow_errors import short
 
 CLASS_NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -96,7 +96,7 @@ def _builder(name, data_dir):
             return tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # of a damaged dataset_info.json, for one; of no common class
         raise _unusable(
-            data_dir, f"{name} cannot be read ({_reason(error)})", f"delete {data_dir / name}"
+            data_dir, f"{name} cannot be read ({short(error)})", f"delete {data_dir / name}"
         ) from error
 
 
@@ -117,7 +117,7 @@ def _read(builder, split, *features):
             whole = builder.as_dataset(split=split, batch_size=-1, decoders=decoders)
             columns = tfds.as_numpy(whole)
     except Exception as error:  # TFDS and TensorFlow raise many kinds here, of no common class
-        what = f"{builder.name} {split} cannot be read ({_reason(error)})"
+        what = f"{builder.name} {split} cannot be read ({short(error)})"
         raise _unusable(builder.data_dir_root, what, mend) from error
     order = np.argsort(columns["id"])
     if columns["id"][order].tolist() != [f"{split}_{i:05d}".encode() for i in range(count)]:
@@ -148,7 +148,7 @@ def _download(builder):
     except Exception as error:  # of the network, the disk or the archive; of no common class
         raise _unusable(
             root,
-            f"cifar10 is not prepared there and its download failed ({_reason(error)})",
+            f"cifar10 is not prepared there and its download failed ({short(error)})",
             f"run tfds.load('cifar10') where there is a network and copy the folder to {root}",
         ) from error
     return _builder(builder.name, root)
@@ -168,11 +168,5 @@ def _quiet():
         logging.set_verbosity(verbosity)
 
 
-def _reason(error):
-    """Returns one short line for an exception, without TensorFlow's op names."""
-    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", f"{type(error).__name__}: {error}", flags=re.DOTALL)
-    return textwrap.shorten(text, 160, placeholder=" ...")
-
-
 def _unusable(data_dir, what, mend):
-    return ValueError(f"data_dir {data_dir}: {what}; to mend it, {mend}")
+    return ArgumentError("data_dir", f"{data_dir}: {what}; to mend it, {mend}")

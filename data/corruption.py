@@ -2,7 +2,8 @@
 
 import os
 
-from data import checks, cifar10, noise, teacher
+from mln_keras.data import checks, cifar10, noise, teacher
+from mln_keras.data.checks import ArgumentError
 
 NAMES = ("none", "uniform", "class_dependent", "feature_dependent", "human")
 # CIFAR-10N's label sets by the share of wrong labels that their authors give.
@@ -38,7 +39,9 @@ def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None
         return noise.uniform(labels, ratio, num_classes, seed)
     if name == "class_dependent":
         if not source.flips:
-            raise ValueError(f"noise: {source.name} has no class-dependent one (flips is empty)")
+            raise ArgumentError(
+                "noise", f"{source.name} has no class-dependent one (flips is empty)"
+            )
         transition = noise.transition_matrix(source.flips, ratio, num_classes)
         return noise.class_dependent(labels, transition, seed)
     if name == "feature_dependent":
@@ -50,12 +53,10 @@ def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None
             probabilities = teacher.teacher_probabilities(source, build_teacher, cache, seed)
         return noise.feature_dependent(labels, ratio, probabilities, seed)
     if source.name != "cifar10":
-        raise ValueError(f"noise: human labels exist for cifar10 only, received {source.name}")
+        raise ArgumentError("noise", f"human labels exist for cifar10 only, received {source.name}")
     if ratio not in HUMAN_LABELS_BY_RATIO:
-        raise ValueError(
-            f"noise_ratio: human labels exist for {', '.join(map(str, HUMAN_LABELS_BY_RATIO))}, "
-            f"received {ratio}"
-        )
+        known = ", ".join(map(str, HUMAN_LABELS_BY_RATIO))
+        raise ArgumentError("noise_ratio", f"human labels exist for {known}, received {ratio}")
     found = cifar10.human_labels(data_dir, HUMAN_LABELS_BY_RATIO[ratio])
     return checks.labels("human labels", found, len(labels), num_classes)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data.source import Source
+from mln_keras.data.source import Source
 
 NUM_TRAIN, NUM_TEST = 1197, 300
 

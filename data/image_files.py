@@ -2,14 +2,15 @@
 
 import math
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from mln_keras.data import tensorflow_errors
+from mln_keras.data.checks import ArgumentError
+
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
-DAMAGED = "an image file cannot be decoded; ImageFiles.find_damaged() names it"
 
 
 class ImageFiles:
@@ -44,15 +45,15 @@ class ImageFiles:
 
     def __init__(self, paths, size, resize=None):
         if isinstance(paths, str | bytes | os.PathLike):
-            raise ValueError(f"paths: expected a list of file names, received {paths!r}")
+            raise ArgumentError("paths", f"expected a list of file names, received {paths!r}")
         resize = size if resize is None else resize
         for name, pair in (("size", size), ("resize", resize)):
             if np.shape(pair) != (2,):
-                raise ValueError(f"{name}: expected (height, width), received {pair!r}")
+                raise ArgumentError(name, f"expected (height, width), received {pair!r}")
         self.paths = np.array([os.fsdecode(path) for path in paths], dtype=object)
         self.size, self.resize = tuple(size), tuple(resize)
         if any(before < after for before, after in zip(self.resize, self.size, strict=True)):
-            raise ValueError(f"resize: expected at least size={self.size}, received {self.resize}")
+            raise ArgumentError("resize", f"expected at least size={self.size}, received {self.resize}")
         self.shape = (len(self.paths), *self.size, 3)
         self.nbytes = math.prod(self.shape)
 
@@ -70,13 +71,10 @@ class ImageFiles:
     def __array__(self, dtype=None, copy=None):
         """All images, decoded; ValueError where a file cannot be, or is not there."""
         images, end = np.empty(self.shape, self.dtype), 0
-        try:
+        with tensorflow_errors.in_one_line():
             for batch in self.dataset().as_numpy_iterator():
                 begin, end = end, end + len(batch)
                 images[begin:end] = batch
-        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
-            refuse_file(error)
-            raise
         return images.astype(dtype or self.dtype, copy=False)
 
     def dataset(self, labels=None, batch_size=32):
@@ -93,8 +91,8 @@ class ImageFiles:
             ValueError: for labels that are not as many as the images.
         """
         if labels is not None and np.shape(labels) != (len(self),):
-            raise ValueError(
-                f"labels: expected shape ({len(self)},), one an image, received {np.shape(labels)}"
+            raise ArgumentError(
+                "labels", f"expected shape ({len(self)},), one an image, received {np.shape(labels)}"
             )
         paths = tf.data.Dataset.from_tensor_slices(self.names())
         images = paths.map(self.decode, num_parallel_calls=tf.data.AUTOTUNE)
@@ -143,16 +141,6 @@ def _swap_axes(image):
     return tf.reshape(tf.batch_to_space(image, [height], [[0, 0]]), (width, height, 3))
 
 
-def refuse_file(error):
-    """Raises a ValueError of one line where this error of TensorFlow's is about an image file."""
-    if "DecodeImage" in str(error):
-        raise ValueError(DAMAGED) from None
-    before, missing, _ = str(error).partition("; No such file or directory")
-    if missing:
-        path = re.split(r"}} |: |\n", before)[-1]
-        raise ValueError(f"{path}: no such file") from None
-
-
 def from_directory(directory, size, resize=None, class_names=None):
     """The images of a directory with a folder for each class.
 
@@ -177,7 +165,7 @@ def from_directory(directory, size, resize=None, class_names=None):
     found = sorted(entry.name for entry in _shown(directory) if entry.is_dir())
     names = tuple(found if class_names is None else class_names)
     if isinstance(class_names, str) or len(set(names)) < len(names):
-        raise ValueError(f"class_names: expected a list of different names, received {class_names}")
+        raise ArgumentError("class_names", f"expected a list of different names, received {class_names}")
     unknown = sorted(set(found) - set(names))
     if unknown:
         raise ValueError(f"{directory}: expected folders of class_names, found {unknown[0]} too")

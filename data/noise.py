@@ -7,7 +7,7 @@ Section IV-A; `class_dependent` is what the field uses besides, the paper does n
 
 import numpy as np
 
-from data import checks
+from mln_keras.data import checks
 
 # int(100 * 0.29) is 28 in floating point; no meant fraction is this close below an integer.
 _ROUNDING = 1e-6
@@ -102,9 +102,14 @@ def class_dependent(labels, transition, seed):
 def feature_dependent(labels, ratio, probabilities, seed):
     """Flips the samples nearest to a teacher's decision boundary (Section IV-A).
 
-    In the order of the authors' program:
-    first the samples that the teacher gets wrong, to its prediction, most confident first; then the
-    others to the teacher's second class, largest probability of it first. Ties keep sample order.
+    The order is that of the authors' program. First come the samples that the teacher gets wrong,
+    most confident first; they get its prediction. Then come the others, largest probability of the
+    teacher's second class first; they get that class.
+
+    Ties go to the end, as in a stable ascending sort that is read backwards: of tied classes the
+    highest number is predicted, and the next one is second; of tied samples the last come first.
+    In the authors' file the second class is tied in two rows of three, so this shapes the noise.
+    Their program leaves the kind of sort to NumPy, whose default orders ties by machine.
 
     Args:
         labels: clean labels, integers (N,) in [0, C).
@@ -125,12 +130,12 @@ def feature_dependent(labels, ratio, probabilities, seed):
     num_classes = probabilities.shape[1]
     labels = checks.labels("labels", labels, np.size(labels), num_classes)
 
-    others = probabilities.copy()
-    others[np.arange(len(labels)), labels] = -1
-    target, target_probability = others.argmax(axis=1), others.max(axis=1)
-    teacher_right = probabilities.argmax(axis=1) == labels
+    second, predicted = probabilities.argsort(axis=1, kind="stable")[:, -2:].T
+    teacher_wrong = predicted != labels
+    target = np.where(teacher_wrong, predicted, second)
+    target_probability = probabilities[np.arange(len(labels)), target]
     count = int(len(labels) * ratio + _ROUNDING)
-    chosen = np.lexsort((-target_probability, teacher_right))[:count]
+    chosen = np.lexsort((target_probability, teacher_wrong))[::-1][:count]
 
     shift = np.random.default_rng(seed).integers(1, num_classes, len(labels))
     target = np.where(target_probability == 0, (labels + shift) % num_classes, target)

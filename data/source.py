@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 
-from data import checks
+from mln_keras.data import checks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

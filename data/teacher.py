@@ -10,8 +10,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from data import checks
-from data.noise import check_probabilities
+from mln_keras.data import checks
+from mln_keras.data.noise import check_probabilities
 
 
 def teacher_probabilities(source, build_classifier, cache_dir, seed=0, epochs=10, temperature=4.0):

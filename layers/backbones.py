@@ -3,9 +3,9 @@
 import keras
 from keras import layers
 
-from layers.convolution import AlignedConv2D
-from layers.label_head import uniform_initializers
-from layers.pooling import WindowMaxPooling2D
+from mln_keras.layers.convolution import AlignedConv2D
+from mln_keras.layers.label_head import uniform_initializers
+from mln_keras.layers.pooling import WindowMaxPooling2D
 
 
 def _normalize():

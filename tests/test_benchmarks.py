@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import command_line
-import data
-import layers
+from mln_keras.command import flags as command_line
+from mln_keras import data
+from mln_keras import layers
 import mln_keras
-import outputs
-from data import noise, pipeline
+from mln_keras.command import files as outputs
+from mln_keras.data import noise, pipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

@@ -24,11 +24,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import command_line
-import data.teacher
-import layers
+from mln_keras.command import flags as command_line
+import mln_keras.data.teacher
+from mln_keras import layers
 import mln_keras
-import outputs
+from mln_keras.command import files as outputs
 
 PROGRAM = Path(mln_keras.__file__)
 EPOCHS, WARMUP_EPOCHS, UNLABELED = 6, 3, 200

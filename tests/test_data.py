@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import data
-from data import cifar10, digits, pipeline, teacher
-from data.source import Source, make_splits
+from mln_keras import data
+from mln_keras.data import cifar10, digits, pipeline, teacher
+from mln_keras.data.source import Source, make_splits
 
 ROOT = Path(__file__).parents[1]
 NUM_TRAIN, NUM_TEST = 24, 10

@@ -10,8 +10,8 @@ import tensorflow as tf
 from keras import layers
 from PIL import Image
 
-from data import pipeline
-from data.image_files import ImageFiles, from_directory
+from mln_keras.data import pipeline
+from mln_keras.data.image_files import ImageFiles, from_directory
 from mln_keras import MetaLabelNet
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import layers
+from mln_keras import layers
 
 
 def softmax(z):

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-import layers as mln_layers
-from data import checks, pipeline
+from mln_keras import layers as mln_layers
+from mln_keras.data import checks, pipeline
 from mln_keras import MetaLabelNet
 
 

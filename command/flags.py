@@ -1,0 +1,157 @@
+"""The flags of the command line: what they are called, what they default to, what is allowed."""
+
+import os
+
+import tensorflow as tf
+from absl import flags
+
+from mln_keras.command.recipes import RECIPES
+from mln_keras.data import checks, corruption
+from mln_keras.data.checks import ArgumentError
+from mln_keras.methods import METHODS
+
+
+class FlagsError(ValueError):
+    """The command line cannot be read; the message is one line."""
+
+
+def define_flags():
+    """The flags, in a set of their own so that importing this module defines none."""
+    f = flags.FlagValues()
+
+    def define(kind, name, default, text, **more):
+        values = {d: getattr(recipe, name, None) for d, recipe in RECIPES.items()}
+        if None not in values.values():
+            text += f" Default: {', '.join(f'{v} ({d})' for d, v in values.items())}."
+        getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=f, **more)
+
+    define("string", "dataset", None, f"One of {', '.join(RECIPES)}. Default: digits, "
+           "and without --method too, both methods side by side: a demonstration.")
+    define("string", "data_dir", None, "TensorFlow Datasets directory. Default: TFDS' own.")
+    define("string", "noise", None, f"One of {', '.join(corruption.NAMES)}.")
+    define("float", "noise_ratio", None, "Share of wrong labels, 0 to 1; for class_dependent "
+           "of the classes that flip, on cifar10 five of the ten; for human 0.09, 0.17 or 0.4, "
+           "CIFAR-10N's aggregate, random 1 and worst labels.")
+    define("string", "noise_probs", None, "For --noise feature_dependent: .npy file, float (N, C), "
+           "of a teacher's probabilities on the training images. Default: train that teacher, "
+           "once a seed, and keep its probabilities in ~/.keras/mln_keras_teachers.")
+    define("integer", "meta_size", None, "Number of clean meta samples.")
+    define("integer", "unlabeled_size", None, "Training samples whose label is removed.")
+    define("string", "method", None, f"One of {', '.join(METHODS)}. Default: metalabelnet.")
+    define("integer", "epochs", None, "Epochs of both phases together.")
+    define("integer", "warmup_epochs", None, "Epochs of phase 1.")
+    define("integer", "batch_size", None, "Of training and meta batches.")
+    define("float", "learning_rate", None, "λ, of the classifier, before the recipe's drops.")
+    define("float", "meta_learning_rate", None, "β, of the label head.")
+    define("float", "inner_learning_rate", None, "α, of the step from θ to θ̂ (Eq. 5).")
+    define("bool", "vertical_flip", None, "Mirror half of the training images top to bottom, too.")
+    define("integer", "seed", 0, "Of splits, noise, initial weights, order and augmentation.")
+    define("string", "output_dir", None, "Default: runs/DATASET-NOISE-RATIO-METHOD-seedN.")
+    define("bool", "resume", False, "Continue the run in --output_dir from its last epoch.")
+    define("bool", "mixed_precision", False, "Compute in bfloat16, keep weights in float32.")
+    define("bool", "jit_compile", None, "Compile the step with XLA. Default: where there is a GPU.")
+    define("integer", "steps_per_execution", None,
+           "Steps a call, at most. Default: 390 on a GPU, else 1.")
+    define("bool", "help", False, "Show this help.", short_name="h")
+    return f
+
+
+def read_flags(argv):
+    """The flags that were given.
+
+    Args:
+        argv: list of strings, the program's name first.
+
+    Returns:
+        dict of every flag, None where it was left out and has no default of its own; or the text of
+        --help, a string, where that was asked for.
+
+    Raises:
+        FlagsError: for flags that are unknown or have no such values.
+    """
+    f = define_flags()
+    try:
+        rest = f(argv)
+    except flags.Error as error:
+        raise FlagsError(f"{' '.join(str(error).split())}; see --help") from None
+    if rest[1:]:
+        raise FlagsError(f"expected flags only, received {rest[1]!r}; see --help")
+    if f.help:
+        return f.get_help()
+    given = f.flag_values_dict()
+    del given["help"], given["h"]
+    return given
+
+
+def settings_of(given):
+    """The flags with the recipe's values filled in, and the recipe with the flags' values.
+
+    Args:
+        given: dict, as `read_flags` returns it.
+
+    Returns:
+        (dict of every flag, where the demonstration has no method; Recipe).
+
+    Raises:
+        ArgumentError: for flags that are out of range or contradict each other.
+    """
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    defaults = {
+        "dataset": "digits",
+        "method": next(iter(METHODS)) if given["dataset"] is not None else None,
+        "noise_ratio": 0.0 if given["noise"] == "none" else None,
+        "jit_compile": on_gpu,
+        "steps_per_execution": 390 if on_gpu else 1,
+    }
+    settings = {n: defaults.get(n) if value is None else value for n, value in given.items()}
+    checks.one_of("dataset", settings["dataset"], RECIPES)
+    if given["method"] is not None:
+        checks.one_of("method", given["method"], METHODS)
+    recipe = RECIPES[settings["dataset"]].with_flags(settings)
+    settings |= {name: getattr(recipe, name) for name in settings if hasattr(recipe, name)}
+    _check_ranges(settings)
+    _check_together(settings)
+    if not settings["output_dir"]:
+        parts = ("dataset", "noise", "noise_ratio", "method")
+        name = "-".join(str(settings[part]) for part in parts if settings[part] is not None)
+        settings["output_dir"] = os.path.join("runs", f"{name}-seed{settings['seed']}")
+    return settings, recipe
+
+
+def _check_ranges(settings):
+    checks.one_of("noise", settings["noise"], corruption.NAMES)
+    if not 0 <= settings["noise_ratio"] <= 1:
+        raise ArgumentError("noise_ratio", f"expected 0 to 1, received {settings['noise_ratio']}")
+    for name in ("epochs", "batch_size", "meta_size", "steps_per_execution"):
+        checks.at_least(name, settings[name], 1)
+    for name in ("warmup_epochs", "unlabeled_size"):
+        checks.at_least(name, settings[name], 0)
+    checks.within("seed", settings["seed"], 0, 2**31 - 1, "TensorFlow")
+    for name in ("learning_rate", "meta_learning_rate", "inner_learning_rate"):
+        checks.positive(name, settings[name])
+
+
+def _check_together(settings):
+    if settings["noise"] == "none" and settings["noise_ratio"] != 0:
+        raise ArgumentError(
+            "noise_ratio", f"expected 0 with --noise none, received {settings['noise_ratio']}"
+        )
+    if settings["noise_probs"] is not None and settings["noise"] != "feature_dependent":
+        raise ArgumentError(
+            "noise_probs",
+            f"is for --noise feature_dependent, received with --noise {settings['noise']}",
+        )
+    if settings["method"] == "cross_entropy":
+        return
+    if settings["warmup_epochs"] >= settings["epochs"]:
+        raise ArgumentError(
+            "warmup_epochs",
+            f"expected fewer than --epochs={settings['epochs']}, received "
+            f"{settings['warmup_epochs']}, so phase 2 would never begin",
+        )
+    if settings["batch_size"] > settings["meta_size"]:
+        raise ArgumentError(
+            "batch_size",
+            f"expected at most --meta_size={settings['meta_size']}, received "
+            f"{settings['batch_size']}",
+        )

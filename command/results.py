@@ -1,0 +1,88 @@
+"""What a run leaves behind when it is done, and the table of several."""
+
+import pathlib
+
+import numpy as np
+
+from mln_keras.command import plots
+from mln_keras.command.checkpoints import best_weights, remove_other_checkpoints
+from mln_keras.command.files import atomic_write, write_csv, write_json
+from mln_keras.command.versions import versions
+
+
+def write_soft_labels(directory, given_labels, soft_labels):
+    """soft_labels.npz: `index`, `given_labels` (-1: none) and `soft_labels`, a row a sample."""
+    with atomic_write(pathlib.Path(directory) / "soft_labels.npz") as temporary:
+        np.savez_compressed(
+            temporary,
+            index=np.arange(len(given_labels)),
+            given_labels=given_labels,
+            soft_labels=soft_labels,
+        )
+
+
+def summarize(rows, warmup_epochs):
+    """The accuracies that a run is quoted by.
+
+    Args:
+        rows: of history.csv.
+        warmup_epochs: where phase 2 began; None for a run without phase 2.
+
+    Returns:
+        dict: `warmup_test_accuracy` (None without phase 2), `best_epoch` (counted from 1, the
+        first with the highest meta accuracy), `meta_accuracy` and `test_accuracy` of that epoch,
+        `last_test_accuracy`. Accuracies in 0..1.
+    """
+    best = max(rows, key=lambda row: row["meta_accuracy"])
+    warmup = rows[warmup_epochs - 1]["test_accuracy"] if warmup_epochs else None
+    return {
+        "warmup_test_accuracy": warmup,
+        "best_epoch": best["epoch"],
+        "meta_accuracy": best["meta_accuracy"],
+        "test_accuracy": best["test_accuracy"],
+        "last_test_accuracy": rows[-1]["test_accuracy"],
+    }
+
+
+def table(results):
+    """Test accuracies in percent, a row a run."""
+    lines = [f"{'test accuracy, %':<20}{'warm-up end':>13}{'best by meta':>22}{'last epoch':>18}"]
+    for result in results:
+        warmup = result["warmup_test_accuracy"]
+        best = f"{100 * result['test_accuracy']:.2f} (epoch {result['best_epoch']})"
+        last = f"{100 * result['last_test_accuracy']:.2f} (epoch {result['epochs']})"
+        warmup = "" if warmup is None else f"{100 * warmup:.2f}"
+        lines.append(f"{result['method']:<20}{warmup:>13}{best:>22}{last:>18}")
+    return "\n".join(lines)
+
+
+def write_results(directory, model, settings, rows, **more):
+    """Writes what only a whole run has, result.json last; leaves the best epoch in the model.
+
+    A run that was killed just after its last checkpoint has history.csv and older checkpoints as
+    they were before: they too are brought up to date.
+
+    Args:
+        directory: the run's.
+        model: the trained model.
+        settings: dict with dataset, noise, noise_ratio, method, seed, epochs and warmup_epochs.
+        rows: of history.csv.
+        **more: further entries of result.json.
+
+    Returns:
+        dict, the content of result.json.
+    """
+    directory = pathlib.Path(directory)
+    names = ("dataset", "noise", "noise_ratio", "method", "seed", "epochs", "warmup_epochs")
+    result = {name: settings[name] for name in names} | summarize(rows, settings["warmup_epochs"])
+    result |= more | {"versions": versions()}
+    write_csv(directory / "history.csv", rows)
+    remove_other_checkpoints(directory, rows[-1]["epoch"], result["best_epoch"])
+    model.load_weights(best_weights(directory, result["best_epoch"]))
+    with atomic_write(directory / "model.keras") as temporary:
+        model.save(temporary)
+    with atomic_write(directory / "saved_model") as temporary:
+        model.export(temporary)
+    plots.plot_curves(directory / "curves.png", [(directory, result)])
+    write_json(directory / "result.json", result)
+    return result

@@ -1,0 +1,240 @@
+"""One run, from flags to files, and the demonstration, which is two."""
+
+import contextlib
+import os
+import sys
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import mln_keras
+from mln_keras.command import checkpoints, output_dir, plots, results
+from mln_keras.command.flags import read_flags, settings_of
+from mln_keras.command.versions import versions
+from mln_keras.command.xla import configure_xla
+from mln_keras.data import LOADERS, checks, corruption, inputs
+from mln_keras.data.checks import ArgumentError
+from mln_keras.data.source import make_splits
+from mln_keras.methods import METHODS
+
+EVALUATION_BATCH = 1000
+
+
+def main(argv):
+    """Runs the command line.
+
+    Returns:
+        The exit status: 2 for bad input, 1 for a loss that is not finite or files that cannot be
+        written, 130 for Ctrl-C.
+    """
+    try:
+        given = read_flags(argv)
+        if isinstance(given, str):
+            print(f"{mln_keras.__doc__}\n{given}")
+            return 0
+        settings, recipe = settings_of(given)
+        with contextlib.ExitStack() as claims:
+            runs, finished, splits = prepare(settings, recipe, claims)
+            return execute(settings, recipe, runs, finished, splits)
+    except ArgumentError as error:
+        _complain(f"{'--' if error.name in given else ''}{error}")
+        return 2
+    except ValueError as error:
+        _complain(error)
+        return 2
+    except KeyboardInterrupt:
+        _complain("interrupted; --resume continues this run")
+        return 130
+
+
+def prepare(settings, recipe, claims):
+    """Everything that may refuse the flags, before training.
+
+    Args:
+        settings, recipe: as `flags.settings_of` returns them.
+        claims: contextlib.ExitStack; while it is open, no other process trains there.
+
+    Returns:
+        (list of the settings of each run; list of their results, None where one is to be trained;
+        `Splits`, None where all are finished).
+    """
+    runs = demonstration_runs(settings) if settings["method"] is None else [settings]
+
+    def find_runs():
+        return [output_dir.find_run(r["output_dir"], r, r["resume"]) for r in runs]
+
+    finished = find_runs()
+    if None not in finished:
+        return runs, finished, None
+    configure_devices(settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        splits = load_splits(settings, recipe)
+    for warning in caught:
+        _complain(f"warning: {warning.message}")
+    for one in runs:
+        claims.enter_context(output_dir.claim_directory(one["output_dir"]))
+    return runs, find_runs(), splits  # anew, as another process may have been there
+
+
+def demonstration_runs(settings):
+    """The settings of the demonstration's two runs, in two folders of --output_dir.
+
+    Raises:
+        ArgumentError: where that holds anything but an earlier demonstration.
+    """
+    parent, methods = settings["output_dir"], ("metalabelnet", "cross_entropy")
+    own = ()
+    if os.path.isdir(os.path.join(parent, methods[0])):
+        own = (*methods, "curves.png", ".writing-curves.png")
+    output_dir.check_holds_only(parent, lambda path: path.name in own)
+    return [settings | {"method": m, "output_dir": os.path.join(parent, m)} for m in methods]
+
+
+def configure_devices(settings):
+    """XLA's flags where it compiles; else, on a CPU, kernels that always sum in the same order."""
+    if settings["jit_compile"]:
+        configure_xla()
+    elif not tf.config.list_physical_devices("GPU"):  # slow there, and Keras refuses them with XLA
+        tf.config.experimental.enable_op_determinism()
+
+
+def load_splits(settings, recipe):
+    """Loads the data set, draws meta and test set, removes labels, corrupts the rest."""
+    source = LOADERS[settings["dataset"]](settings["data_dir"])
+    splits = make_splits(
+        source,
+        meta_size=settings["meta_size"],
+        unlabeled_size=settings["unlabeled_size"],
+        seed=settings["seed"],
+    )
+    num_labeled = np.sum(splits.given_labels >= 0)
+    checks.within("batch_size", settings["batch_size"], 1, num_labeled, "the labeled samples")
+    labels = corruption.corrupt(
+        source,
+        settings["noise"],
+        settings["noise_ratio"],
+        settings["seed"],
+        data_dir=settings["data_dir"],
+        probabilities_file=settings["noise_probs"],
+        build_teacher=recipe.build_classifier,
+    )
+    return splits.with_labels(labels)
+
+
+def execute(settings, recipe, runs, finished, splits):
+    """Trains what is not finished, and prints the table of all; returns the exit status."""
+    done = []
+    for one, result in zip(runs, finished, strict=True):
+        if result is None:
+            result = run_or_say_why_not(one, recipe, splits)
+            if result is None:
+                return 1
+        else:
+            print(f"{one['method']}: {one['output_dir']} holds this run, finished")
+        done.append(result)
+    print(f"\n{results.table(done)}")
+    if settings["method"] is None:
+        curves = os.path.join(settings["output_dir"], "curves.png")
+        if None in finished or not os.path.exists(curves):
+            directories = [one["output_dir"] for one in runs]
+            plots.plot_curves(curves, list(zip(directories, done, strict=True)))
+        print(f"\nThe same by epoch: {curves}")
+    return 0
+
+
+def run_or_say_why_not(settings, recipe, splits):
+    """As `run`; None, and a line for the user, where the loss is not finite or a write fails."""
+    directory = settings["output_dir"]
+    try:
+        return run(settings, recipe, splits)
+    except FloatingPointError as error:
+        state, _ = checkpoints.load_checkpoint(directory)
+        kept = "no checkpoint, as no epoch was done"
+        if state:
+            kept = f"the last good checkpoint, of epoch {state['epoch']}"
+        _complain(f"{error}; {directory} keeps {kept}")
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        _complain(
+            f"--output_dir: cannot write to {directory} ({reason}); --resume continues the run"
+        )
+    return None
+
+
+def run(settings, recipe, splits):
+    """Trains one run, writes its files and returns its result, the content of result.json."""
+    directory = settings["output_dir"]
+    model = build_model(settings, recipe)
+    needs_meta = any(phase.needs_meta for phase in model.phases())
+    state, weights = checkpoints.load_checkpoint(directory)
+    if state is not None:
+        model.load_weights(weights)
+    held_out = {
+        "meta": model.evaluation(splits.meta_images, splits.meta_labels, EVALUATION_BATCH),
+        "test": model.evaluation(splits.test_images, splits.test_labels, EVALUATION_BATCH),
+    }
+    recorder = checkpoints.RunRecorder(directory, settings, held_out, state)
+    print(f"{settings['method']} on {versions()['device']}: {directory}, from epoch "
+          f"{len(recorder.rows) + 1} to {recipe.epochs}", flush=True)  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", inputs.NO_META_SAMPLE)  # `make_splits` has said it
+        model.fit(
+            (splits.train_images, splits.given_labels),
+            meta_data=(splits.meta_images, splits.meta_labels) if needs_meta else None,
+            batch_size=recipe.batch_size,
+            epochs=recipe.epochs,
+            initial_epoch=state["epoch"] if state else 0,
+            callbacks=[keras.callbacks.LearningRateScheduler(recipe.learning_rate_at), recorder],
+            verbose=1 if sys.stdout.isatty() else 0,
+        )
+    if hasattr(model, "soft_labels"):
+        soft_labels = model.soft_labels(splits.train_images)
+        results.write_soft_labels(directory, splits.given_labels, soft_labels)
+    return results.write_results(
+        directory,
+        model,
+        settings | {"warmup_epochs": recipe.warmup_epochs if needs_meta else None},
+        recorder.rows,
+        noise_ratio_actual=splits.noise_ratio,
+        seconds=recorder.seconds,
+        flags=settings,
+    )
+
+
+def build_model(settings, recipe):
+    """The recipe's model, compiled. Sets Keras' global seed and dtype policy, which stay so."""
+    keras.utils.set_random_seed(settings["seed"])
+    keras.config.set_dtype_policy("mixed_bfloat16" if settings["mixed_precision"] else "float32")
+    method = METHODS[settings["method"]]
+    options = {}
+    if method is mln_keras.MetaLabelNet:
+        options = {
+            "warmup_epochs": recipe.warmup_epochs,
+            "inner_learning_rate": recipe.inner_learning_rate,
+        }
+    model = method(
+        recipe.build_classifier(),
+        augmentation=recipe.build_augmentation(vertical_flip=recipe.vertical_flip),
+        shuffle_meta=False,  # their order is drawn already, with the split
+        seed=settings["seed"],
+        **options,
+    )
+    meta_optimizer = None
+    if model.meta_weights():
+        meta_optimizer = keras.optimizers.Adam(recipe.meta_learning_rate, epsilon=1e-8)
+    model.compile(
+        keras.optimizers.SGD(recipe.learning_rate, momentum=0.9),
+        meta_optimizer,
+        jit_compile=settings["jit_compile"],
+        steps_per_execution=settings["steps_per_execution"],
+    )
+    return model
+
+
+def _complain(text):
+    print(f"mln_keras.py: {text}", file=sys.stderr)

@@ -1,0 +1,197 @@
+"""Batches as `tf.data.Dataset`s whose order is a function of seed and epoch."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from mln_keras.data import checks
+from mln_keras.data.checks import ArgumentError
+from mln_keras.data.image_files import ImageFiles
+
+HELD_BYTES = 2**30
+MANY = 2**31 - 1  # rounds, as many as an int32 counts
+
+
+def batches(images, labels, batch_size, *, epochs=range(1), seed=None, name="batch_size"):
+    """Full batches of one split, epoch after epoch; the samples left over sit out that epoch.
+
+    An order that depends on nothing but (seed, epoch) is what makes a resumed run equal an
+    unbroken one: `tf.data.Dataset.shuffle` would start again from its first order.
+
+    Args:
+        images: (N, H, W, C), any dtype, or `ImageFiles`.
+        labels: integer (N,), -1 for a sample without a label.
+        batch_size: samples a batch, at most N.
+        epochs: range of the epochs' numbers.
+        seed: integer; None keeps the samples in their given order.
+        name: of the argument that the images came in, for the error.
+
+    Returns:
+        tf.data.Dataset of (images (batch_size, H, W, C), labels int32 (batch_size,)), with
+        N // batch_size batches an epoch.
+
+    Raises:
+        ValueError: where the batch is larger than the split.
+    """
+    checks.integer("batch_size", batch_size, 1)
+    count, steps = len(images), len(images) // batch_size
+    if not steps:
+        raise ArgumentError(
+            name,
+            f"expected at least one batch, batch_size={batch_size} samples, "
+            f"received {count}"
+        )
+    in_files = isinstance(images, ImageFiles)
+    with tf.device("CPU"):
+        rows = images.names() if in_files else tf.convert_to_tensor(images)
+        labels = tf.cast(labels, tf.int32)
+
+    def indices(epoch):
+        order = tf.range(count)
+        if seed is not None:
+            of_epoch = (seed, tf.cast(epoch, tf.int32))
+            order = tf.random.experimental.stateless_shuffle(order, seed=of_epoch)
+        order = tf.reshape(order[: steps * batch_size], (steps, batch_size))
+        return tf.data.Dataset.from_tensor_slices(order)
+
+    def gather(index):
+        index = tf.ensure_shape(index, [batch_size])
+        return tf.gather(rows, index), tf.gather(labels, index)
+
+    dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(indices)
+    dataset = dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+    if in_files:
+        dataset = dataset.unbatch().map(
+            lambda path, label: (images.decode(path), label), num_parallel_calls=tf.data.AUTOTUNE
+        )
+        dataset = dataset.batch(batch_size, drop_remainder=True)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps * len(epochs)))
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def mix(noisy, unlabeled, epochs=range(1)):
+    """The batches of both data sets, interleaved in proportion to their numbers.
+
+    Args:
+        noisy: tf.data.Dataset of (images, int32 labels) batches, of known cardinality.
+        unlabeled: tf.data.Dataset of image batches, of known cardinality.
+        epochs: range of the epochs whose batches both data sets are.
+
+    Returns:
+        tf.data.Dataset of (images, labels) batches, each of both data sets once; the label of an
+        unlabeled image is -1.
+
+    Raises:
+        ValueError: where a cardinality is unknown or infinite.
+    """
+    counts = [int(dataset.cardinality()) // len(epochs) for dataset in (noisy, unlabeled)]
+    if min(counts) < 0:
+        raise ArgumentError(
+            "unlabeled_data",
+            "mixing needs data sets of known length; "
+            "use tf.data.experimental.assert_cardinality on the noisy and the unlabeled one"
+        )
+    without_labels = unlabeled.map(
+        lambda images: (
+            tf.cast(images, noisy.element_spec[0].dtype), -tf.ones(tf.shape(images)[:1], tf.int32)
+        )
+    )
+    total = sum(counts)
+    choices = tf.data.Dataset.range(total).map(
+        lambda i: (i + 1) * counts[1] // total - i * counts[1] // total
+    )
+    mixed = tf.data.Dataset.choose_from_datasets(
+        [noisy, without_labels], choices.repeat(len(epochs))
+    )
+    return mixed.apply(tf.data.experimental.assert_cardinality(total * len(epochs)))
+
+
+def with_meta(noisy, meta_of, epochs=range(1)):
+    """Each noisy batch with a meta batch; these come round again and again, on across the epochs.
+
+    Args:
+        noisy: tf.data.Dataset of the batches of the epochs.
+        meta_of: function of `epochs`, a range of rounds, returns a tf.data.Dataset of their meta
+            batches; where their number is unknown or infinite, of one round, and every epoch
+            begins with the first. So it does where the length of `noisy` is unknown; where that is
+            infinite, every iteration over the result does.
+        epochs: range of the epochs' numbers.
+
+    Returns:
+        tf.data.Dataset of (noisy batch, meta batch).
+    """
+    steps, one = steps_an_epoch(noisy, epochs), meta_of(epochs=range(1))
+    count = steps_an_epoch(one, range(1))
+    if steps is None:
+        return tf.data.Dataset.zip(noisy, meta_of(epochs=range(MANY)).repeat())
+    if count is None:
+        endless = tf.data.Dataset.range(len(epochs)).flat_map(lambda _: one.repeat().take(steps))
+    else:
+        first_round, skipped = divmod(epochs.start * steps, count)
+        endless = meta_of(epochs=range(first_round, MANY)).skip(skipped)
+    pairs = tf.data.Dataset.zip(noisy, endless)
+    return pairs.apply(tf.data.experimental.assert_cardinality(steps * len(epochs)))
+
+
+def steps_an_epoch(dataset, epochs):
+    """How many of a data set's batches are an epoch; None where their number is unknown."""
+    return max(int(dataset.cardinality()), 0) // len(epochs) or None
+
+
+def stack(images, labels, batch_size):
+    """All of a data set as batches of one size.
+
+    Args:
+        images: array (N, H, W, channels).
+        labels: integer array (N,), N at least 1.
+        batch_size: at most how many images are in a batch.
+
+    Returns:
+        (images (B, n, H, W, channels), labels int32 (B, n)): B batches of n; labels are -1 for
+        images, less than B, that come a second time to fill the last batch.
+    """
+    labels = np.asarray(labels, np.int32)
+    count = math.ceil(len(labels) / batch_size)
+    places = np.arange(count * math.ceil(len(labels) / count)).reshape(count, -1)
+    rows = places % len(labels)
+    return images[rows], np.where(places < len(labels), labels[rows], -1)
+
+
+def largest_divisor(number, at_most):
+    return max(n for n in range(1, at_most + 1) if number % n == 0)
+
+
+def have_one_shape(dataset):
+    """Whether the shapes of a data set's batches are known, so that they can be stacked."""
+    specs = tf.nest.flatten(dataset.element_spec)
+    return all(spec.shape.is_fully_defined() for spec in specs)
+
+
+def hold(images):
+    """Keeps the images of an array on the GPU, so that batches need not be carried there.
+
+    Returns:
+        (tensor of the images, their row numbers int32 (N,)), or (None, images) for `ImageFiles`,
+        for more than `HELD_BYTES`, without a GPU and without memory left on it.
+    """
+    gpus = tf.config.list_logical_devices("GPU")
+    if isinstance(images, ImageFiles) or images.nbytes > HELD_BYTES or not gpus:
+        return None, images
+    try:
+        with tf.device(gpus[0].name):
+            return tf.convert_to_tensor(images), np.arange(len(images), dtype=np.int32)
+    except tf.errors.ResourceExhaustedError:
+        return None, images
+
+
+def is_endless(data):
+    """Whether this is a tf.data.Dataset known to have no end."""
+    is_dataset = isinstance(data, tf.data.Dataset)
+    return is_dataset and int(data.cardinality()) == tf.data.INFINITE_CARDINALITY
+
+
+def converted(images):
+    """An array as the tensor that `batches` would make of it, so that it is copied but once."""
+    with tf.device("CPU"):
+        return images if isinstance(images, ImageFiles) else tf.convert_to_tensor(images)

@@ -1,0 +1,327 @@
+"""What `fit` and `evaluate` are given: checked, and made into the batches of a phase."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from mln_keras.data import checks, tensorflow_errors
+from mln_keras.data.batches import (
+    HELD_BYTES,
+    batches,
+    converted,
+    hold,
+    is_endless,
+    mix,
+    steps_an_epoch,
+    with_meta,
+)
+from mln_keras.data.checks import ArgumentError
+from mln_keras.data.image_files import ImageFiles
+
+NO_META_SAMPLE = "meta_data: holds no sample of class"
+ONE = range(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What images and labels have to be.
+
+    Attributes:
+        image_shape: (H, W, channels) that the classifier takes.
+        num_classes: C.
+        dtype: name of the images' dtype; None where any will do.
+    """
+
+    image_shape: tuple
+    num_classes: int
+    dtype: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How batches of arrays are made.
+
+    Attributes:
+        batch_size: samples a batch.
+        seed: integer; with the epoch it decides the order.
+        shuffle_meta: whether meta batches are drawn anew in each round.
+        holds: whether to `hold` the images of arrays: batches then have row numbers in their place.
+    """
+
+    batch_size: int
+    seed: int
+    shuffle_meta: bool = True
+    holds: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
+    """One split. `of(epochs=range)` makes its batches; `held` are its images on the GPU, or None.
+
+    Where images are held, batches have their row numbers in the images' place.
+    """
+
+    of: Callable
+    held: tf.Tensor | None = None
+
+
+class TrainingData:
+    """What `fit` was given, as the batches of any of its epochs.
+
+    Args:
+        noisy, meta: (images, labels), or tf.data.Dataset of such batches; meta may be None. Images
+            are arrays or `ImageFiles`.
+        unlabeled: images, or tf.data.Dataset of image batches, or None.
+        expected: `Expected`, without a dtype.
+        batching: `Batching`.
+
+    Attributes:
+        image_dtype: name of the images' dtype.
+        has_known_length, is_endless: of x, whether the number of its batches is known, or infinite.
+
+    Raises:
+        ArgumentError: for data that do not fit together.
+
+    Warns:
+        UserWarning: naming the classes of which a meta set of arrays holds no sample.
+    """
+
+    def __init__(self, noisy, meta, unlabeled, expected, batching):
+        make = _from_dataset if isinstance(noisy, tf.data.Dataset) else _from_arrays
+        labeled, everything, self.image_dtype = make(noisy, unlabeled, expected, batching)
+        self._noisy = noisy
+        expected = dataclasses.replace(expected, dtype=self.image_dtype)
+        meta = _meta_stream(meta, expected, batching)
+        self._streams = {"labeled": labeled, "all": everything, "meta": meta}
+        one = everything.of(epochs=ONE)
+        self.has_known_length = steps_an_epoch(one, ONE) is not None
+        self.is_endless = is_endless(one)
+
+    def check(self, phase):
+        """Raises ArgumentError where there are too few samples for a batch of this phase."""
+        self.batches(phase, ONE)
+
+    def first_images(self, count):
+        """The first images of x, at most this many, an array."""
+        if isinstance(self._noisy, tf.data.Dataset):
+            return next(iter(self._noisy))[0][:count]
+        return np.asarray(self._noisy[0][:count])
+
+    def batches(self, phase, epochs):
+        """tf.data.Dataset of a phase's batches over a range of epochs.
+
+        A batch is (images, labels), or, in a phase with meta batches, a pair of two such.
+        """
+        dataset = self._streams[phase.samples].of(epochs=epochs)
+        if phase.with_meta:
+            return with_meta(dataset, self._streams["meta"].of, epochs)
+        return dataset
+
+    def held(self, phase):
+        """The held images of each part of a phase's batch, a tuple of tensors or None."""
+        names = (phase.samples, *(["meta"] if phase.with_meta else []))
+        return tuple(self._streams[name].held for name in names)
+
+
+def _from_dataset(noisy, unlabeled, expected, batching):
+    """The streams of labeled and of all samples of a tf.data.Dataset, and the images' dtype."""
+    noisy = _checked_dataset("x", noisy, expected)
+    dtype = noisy.element_spec[0].dtype.name
+    labeled = functools.partial(_repeated, noisy)
+    if unlabeled is None:
+        return Stream(labeled), Stream(labeled), dtype
+    images_of = _unlabeled_batches(unlabeled, expected.image_shape, dtype, batching)
+
+    def everything(epochs):
+        return mix(labeled(epochs=epochs), images_of(epochs=epochs), epochs)
+
+    return Stream(labeled), Stream(everything), dtype
+
+
+def _unlabeled_batches(unlabeled, image_shape, dtype, batching):
+    """Function of epochs that makes the batches of images without labels."""
+    if isinstance(unlabeled, tf.data.Dataset):
+        checks.images("unlabeled_data", unlabeled.element_spec, image_shape, dtype)
+        return functools.partial(_repeated, unlabeled)
+    checks.images("unlabeled_data", unlabeled, image_shape, dtype)
+    without_labels, images = np.full(len(unlabeled), -1), converted(unlabeled)
+
+    def images_of(epochs):
+        both = batches(
+            images, without_labels, batching.batch_size, epochs=epochs, seed=batching.seed,
+            name="unlabeled_data",
+        )  # fmt: skip
+        return both.map(lambda images, labels: images)
+
+    return images_of
+
+
+def _from_arrays(noisy, unlabeled, expected, batching):
+    """The streams of labeled and of all samples of arrays or files, and the images' dtype."""
+    images, labels = _checked_arrays("x", noisy, expected, allow_unlabeled=True)
+    dtype, held = images.dtype.name, None
+    if unlabeled is not None:
+        if isinstance(unlabeled, tf.data.Dataset):
+            raise ArgumentError(
+                "unlabeled_data",
+                "expected an array of images, as x is an array, received a tf.data.Dataset",
+            )
+        checks.images("unlabeled_data", unlabeled, expected.image_shape, dtype)
+        images = _join(images, unlabeled)
+        labels = np.concatenate([labels, np.full(len(unlabeled), -1, np.int32)])
+    has_label = labels >= 0
+    if batching.holds:
+        held, images = hold(images)
+
+    def stream(images, labels, name):
+        return Stream(
+            functools.partial(
+                batches, converted(images), labels, batching.batch_size, seed=batching.seed,
+                name=name,
+            ),
+            held,
+        )  # fmt: skip
+
+    everything = labeled = stream(images, labels, "x")
+    if not has_label.all():
+        labeled = stream(images[has_label], labels[has_label], "x with labels")
+    return labeled, everything, dtype
+
+
+def _meta_stream(meta, expected, batching):
+    """The stream of the clean data; None where there are none."""
+    if meta is None:
+        return None
+    if isinstance(meta, tf.data.Dataset):
+        return Stream(functools.partial(_repeated, _checked_dataset("meta_data", meta, expected)))
+    images, labels = _checked_arrays("meta_data", meta, expected, allow_unlabeled=False)
+    _warn_of_missing_classes(labels, expected.num_classes)
+    if isinstance(images, ImageFiles) and images.nbytes <= HELD_BYTES:
+        images = np.asarray(images)  # they come round many times an epoch, always the same
+    held = None
+    if batching.holds:
+        held, images = hold(images)
+    # Another seed than that of x, where as many images would come in the same order.
+    seed = -1 - batching.seed if batching.shuffle_meta else None
+    of = functools.partial(
+        batches, converted(images), labels, batching.batch_size, seed=seed, name="meta_data"
+    )
+    of(epochs=ONE)  # refuses too few
+    return Stream(of, held)
+
+
+def _warn_of_missing_classes(labels, num_classes):
+    missing = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
+    if missing.size and len(labels):
+        names = ", ".join(map(str, missing[:10]))
+        more = f" and of {len(missing) - 10} more" if len(missing) > 10 else ""
+        text = f"{NO_META_SAMPLE} {names}{more}, so training on the clean data may unlearn them"
+        warnings.warn(text, UserWarning, stacklevel=6)  # of the call of `fit`
+
+
+def paired(x, y):
+    """x and y as `fit` or `evaluate` was given them, as one; ArgumentError for labels given twice."""
+    if y is None:
+        return x
+    if isinstance(x, tf.data.Dataset) or isinstance(x, (tuple, list)) and len(x) == 2:
+        raise ArgumentError(
+            "y",
+            f"expected None, as x, a {type(x).__name__}, holds its labels, received "
+            f"{type(y).__name__}; meta data are given as meta_data=",
+        )
+    return x, y
+
+
+def check_evaluated(name, data, expected):
+    """Refuses what `evaluate` cannot measure; labels of a Dataset are refused when they come up.
+
+    Args:
+        name: of the argument, for the error.
+        data: (images, labels) or a tf.data.Dataset of such batches; what Keras takes besides
+            passes.
+        expected: `Expected`.
+
+    Returns:
+        The data; a Dataset with int32 labels.
+
+    Raises:
+        ArgumentError: saying what is wrong and what is allowed.
+    """
+    if isinstance(data, tf.data.Dataset):
+        return _checked_dataset(name, data, expected, allow_unlabeled=True)
+    if isinstance(data, (tuple, list)) or hasattr(data, "shape"):
+        images, labels = _pair(name, data)
+        checks.images(name, images, expected.image_shape, expected.dtype)
+        checks.labels(name, labels, len(images), expected.num_classes, allow_unlabeled=True)
+    return data
+
+
+def streamed(data, batch_size):
+    """`ImageFiles`, or a pair of them and labels, as a tf.data.Dataset; other data as they are.
+
+    Keras would take them for an array, and decode all of them at once.
+    """
+    images, labels = data if isinstance(data, (tuple, list)) and len(data) == 2 else (data, None)
+    return images.dataset(labels, batch_size or 32) if isinstance(images, ImageFiles) else data
+
+
+def _repeated(dataset, epochs):
+    length = int(dataset.cardinality())
+    return dataset.take(length).repeat(len(epochs)) if length > 0 else dataset
+
+
+def _pair(name, pair):
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise ArgumentError(
+            name,
+            f"expected (images, labels) or a tf.data.Dataset of such batches, received "
+            f"{type(pair).__name__}",
+        )
+    return pair[0] if isinstance(pair[0], ImageFiles) else np.asarray(pair[0]), pair[1]
+
+
+def _checked_arrays(name, pair, expected, allow_unlabeled):
+    images, labels = _pair(name, pair)
+    if images.dtype.kind == "f":
+        images = images.astype(np.float32, copy=False)
+    checks.images(name, images, expected.image_shape, expected.dtype)
+    return images, checks.labels(name, labels, len(images), expected.num_classes, allow_unlabeled)
+
+
+def _join(images, more):
+    if isinstance(images, ImageFiles) != isinstance(more, ImageFiles):
+        raise ArgumentError(
+            "unlabeled_data",
+            f"expected {type(images).__name__} as x is, received {type(more).__name__}",
+        )
+    if isinstance(images, ImageFiles):
+        return ImageFiles([*images.paths, *more.paths], images.size, images.resize)
+    return np.concatenate([images, np.asarray(more, images.dtype)])
+
+
+def _checked_dataset(name, dataset, expected, allow_unlabeled=False):
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2:
+        raise ArgumentError(name, f"expected a data set of (images, labels), received {spec}")
+    checks.images(name, spec[0], expected.image_shape, expected.dtype)
+    if int(dataset.cardinality()) == 0:
+        raise ArgumentError(name, "expected at least one batch, received an empty data set")
+    if spec[1].shape.rank != 1 or not spec[1].dtype.is_integer:
+        raise ArgumentError(
+            name,
+            f"expected integer labels of shape (N,), received "
+            f"{spec[1].dtype.name} {spec[1].shape}",
+        )
+    lowest, wanted = checks.label_range(expected.num_classes, allow_unlabeled)
+
+    def check_labels(images, labels):
+        labels = tf.cast(labels, tf.int32)
+        is_right = tf.reduce_all((labels >= lowest) & (labels < expected.num_classes))
+        with tf.control_dependencies([tensorflow_errors.assert_labels(is_right, name, wanted)]):
+            return images, tf.identity(labels)
+
+    return dataset.map(check_labels, num_parallel_calls=tf.data.AUTOTUNE)

@@ -1,0 +1,52 @@
+"""All uses of names that Keras does not document, each with the reason.
+
+A new version of Keras is tried against this file first.
+"""
+
+import keras
+
+
+def producer(tensor):
+    """The operation that made a symbolic tensor, and that operation's input tensors.
+
+    `_keras_history` and `_inbound_nodes`: Keras has no public way from a tensor of a functional
+    model back to the layer that made it.
+    """
+    operation, node_index, _ = tensor._keras_history
+    return operation, operation._inbound_nodes[node_index].input_tensors
+
+
+def all_layers(model):
+    """The model and all layers in it, nested ones too. `layers` stops at nested models."""
+    return list(model._flatten_layers())
+
+
+class Model(keras.Model):
+    """keras.Model with what a training in several `fit` loops needs of Keras' trainer."""
+
+    @property
+    def loss_tracker(self):
+        """The metric "loss": Keras makes it itself and fills it in `compute_loss` only, which
+        knows no loss that is not one of labels and predictions."""
+        return self._loss_tracker
+
+    def build_metrics(self, labels, predictions):
+        """Makes the variables of the compiled metrics, which Keras leaves to the first batch;
+        tf.distribute needs them before. Arguments: symbolic tensors like those of a step."""
+        self._compile_metrics.build(labels, predictions)
+
+    def take_restored_epoch(self):
+        """The epoch at which the callback BackupAndRestore restored the model, or None.
+
+        That callback tells `fit` by `_initial_epoch`, which is to be cleared for the next `fit`.
+        """
+        epoch, self._initial_epoch = self._initial_epoch, None
+        return epoch
+
+    def _symbolic_build(self, *_, **__):
+        """Keras' dry run under tf.distribute, of float32 images; all variables are there."""
+
+    @staticmethod
+    def evaluates_in_fit(arguments):
+        """Whether keyword arguments of `evaluate` say that `fit` calls it, on checked data."""
+        return bool(arguments.get("_use_cached_eval_dataset"))

@@ -1,0 +1,573 @@
+"""A Keras model that is trained on noisy labels, in phases, and all of Keras that this takes.
+
+What is learned, and from what, is a subclass's; here is how Keras gets there.
+"""
+
+import functools
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from mln_keras import layers
+from mln_keras.data import batches, checks, inputs, tensorflow_errors
+from mln_keras.data.checks import ArgumentError
+from mln_keras.training import keras_private, phases
+from mln_keras.training.callbacks import PhasedCallbacks
+from mln_keras.training.classifier import (
+    check_logits,
+    classifier_shapes,
+    max_pooling_in_float32,
+)
+from mln_keras.training.saving import SavesTraining
+
+
+class NoisyLabelModel(SavesTraining, keras_private.Model):
+    """A classifier in training on noisy labels: `compile`, `fit`, metrics, saving and `export`.
+
+    A subclass defines `phases()` and `train_step`, which runs a step of `phase_in_training` through
+    `run_step`; a step calls `apply_gradients` and `update_metrics`. What it trains by a
+    meta-gradient it returns from `meta_weights`, and its layers from `other_layers`.
+
+    Args:
+        classifier: Keras model, images to logits (N, C), built. Images reach it as float32, so
+            uint8 ones in 0..255: begin it with a `keras.layers.Rescaling`.
+        augmentation: layer applied to the training images; None for none.
+        weight_decay: coupled L2, added as weight_decay·w to the gradient of every weight. (An
+            optimizer's own `weight_decay` is decoupled.)
+        shuffle_meta: whether meta batches made from arrays are drawn anew each time that the meta
+            data have come round; False keeps their order, as the authors' program does.
+        seed: integer, at least 0; with the epoch it decides the order of batches made from arrays.
+
+    Attributes:
+        image_shape, num_classes: (H, W, channels) and C.
+        image_dtype: name of the training images' dtype, None before training.
+        phase: integer variable, the number of the phase, from 1.
+        loop_length: the number of steps in a program.
+
+    Raises:
+        ArgumentError: for a classifier without logits of shape (N, C) or in float16, and for an
+            argument outside its range.
+    """
+
+    config_names = ("weight_decay", "shuffle_meta", "seed")
+
+    def __init__(
+        self, classifier, augmentation=None, weight_decay=1e-4, shuffle_meta=True, seed=0, **kwargs
+    ):
+        super().__init__(**({"dtype": keras.config.floatx()} | kwargs))
+        checks.integer("seed", seed, 0)
+        checks.at_least("weight_decay", weight_decay, 0)
+        self.classifier = classifier
+        self.augmentation = augmentation
+        self.weight_decay = weight_decay
+        self.shuffle_meta = shuffle_meta
+        self.seed = seed
+        self.image_shape, self.num_classes = classifier_shapes(classifier)
+        self.image_dtype = None
+        self.phase_in_training = 1  # which step is traced; `phase` is what saving saves
+        self.loop_length = 1
+        self._held = (None,)  # images on the GPU, of each part of a batch
+        # All that training changes is a Keras variable, so that saving saves it.
+        self.phase = self.add_weight(
+            shape=(), dtype="int32", initializer="ones", trainable=False, name="phase"
+        )
+
+    # ---- what a subclass defines ------------------------------------------------------------
+
+    def phases(self):
+        """The phases of a training, a tuple of `phases.Phase` by their start."""
+        raise NotImplementedError
+
+    def meta_weights(self):
+        """What the meta optimizer trains, a list of variables."""
+        return []
+
+    def other_layers(self):
+        """Layers in training besides classifier and augmentation, a list."""
+        return []
+
+    # ---- the classifier ---------------------------------------------------------------------
+
+    def call(self, images, training=False):
+        """Class probabilities, float32 (N, C), of images (N, H, W, channels)."""
+        checks.image_dtype(images.dtype, self.image_dtype)
+        return ops.softmax(self.logits(images, training))
+
+    def logits(self, images, training):
+        """f_θ(x) before its softmax, float32 (N, C), of images (N, H, W, channels)."""
+        images = ops.cast(images, keras.config.floatx())
+        return ops.cast(self.classifier(images, training=training), keras.config.floatx())
+
+    def logits_at(self, weights, images, moves_batch_norm=True):
+        """The logits at other weights, in training mode, without changing the classifier's.
+
+        Args:
+            weights: list of tensors like the classifier's trainable variables: θ̂.
+            images: (N, H, W, channels).
+            moves_batch_norm: whether this batch moves the running averages of batch norm.
+
+        Returns:
+            float32 (N, C).
+        """
+        mapping = list(zip(self.classifier.trainable_variables, weights, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            logits = self.logits(images, training=True)
+        saved = set(map(id, self.classifier.weights))  # the others are random states
+        for state in self.classifier.non_trainable_variables:
+            new = scope.get_current_value(state)
+            if new is not None and (moves_batch_norm or id(state) not in saved):
+                state.assign(new)
+        return logits
+
+    def augment(self, images):
+        return images if self.augmentation is None else self.augmentation(images, training=True)
+
+    def regularization(self):
+        """The classifier's own losses at its last call, a scalar."""
+        return sum(ops.cast(loss, keras.config.floatx()) for loss in self.classifier.losses)
+
+    # ---- compile ----------------------------------------------------------------------------
+
+    def compile(
+        self,
+        optimizer,
+        meta_optimizer=None,
+        metrics=("accuracy",),
+        jit_compile="auto",
+        run_eagerly=False,
+        steps_per_execution=1,
+    ):
+        """Configures training. The losses are the algorithm's and cannot be chosen.
+
+        Args:
+            optimizer: of the classifier, λ in Eq. 13; the paper's is SGD with momentum 0.9. One
+                with `use_ema` puts its means in the weights' place at the end of each phase.
+            meta_optimizer: of what a meta-gradient trains (the label head, β in Eq. 10); another
+                instance than `optimizer`. None is the paper's Adam, 1e-2.
+            metrics: Keras metrics of (given labels, class probabilities); they take sample
+                weights, and those of unlabeled samples are 0.
+            jit_compile, run_eagerly: as `keras.Model.compile`.
+            steps_per_execution: at most how many steps run in one call; where the number of an
+                epoch's batches is known, the largest divisor of it up to that. With `jit_compile`,
+                and where batches have one shape, they are one XLA program: the fastest way on a
+                GPU, but a slow one on a CPU. The batches of two calls are in memory at a time. With
+                `tf.distribute` it is 1, as Keras fails with more.
+
+        Raises:
+            ArgumentError: where one optimizer is given twice, an optimizer scales the loss, a
+                method without a meta-gradient gets a meta optimizer, or no step runs in a call.
+        """
+        checks.integer("steps_per_execution", steps_per_execution, 1)
+        optimizer, meta_optimizer = self._optimizers(optimizer, meta_optimizer)
+        self._compile_arguments = {
+            "metrics": metrics,
+            "jit_compile": jit_compile,
+            "run_eagerly": run_eagerly,
+            "steps_per_execution": steps_per_execution,
+        }
+        is_one = isinstance(metrics, str) or callable(metrics)
+        if self._is_distributed():
+            steps_per_execution = 1
+        super().compile(
+            optimizer=optimizer,
+            weighted_metrics=[metrics] if is_one else list(metrics or ()),
+            jit_compile=jit_compile,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            auto_scale_loss=False,
+        )
+        self._steps_a_call = steps_per_execution
+        self.meta_optimizer = meta_optimizer
+        self.build_metrics(
+            keras.KerasTensor((None,), "int32"), keras.KerasTensor((None, self.num_classes))
+        )
+        self.optimizer.build(self.classifier.trainable_variables)
+        if meta_optimizer is not None:
+            self.meta_optimizer.build(self.meta_weights())
+        self._sum_up = tf.function(self._losses_and_hits, jit_compile=self.jit_compile)
+
+    def _optimizers(self, optimizer, meta_optimizer):
+        """Both as Keras optimizers that can be used; the second None where nothing needs it."""
+        optimizer = keras.optimizers.get(optimizer)  # two of one name are two
+        if optimizer is meta_optimizer:
+            raise ArgumentError(
+                "meta_optimizer",
+                "expected another optimizer than `optimizer`, received the same; each keeps the "
+                "state of its own weights",
+            )
+        if not self.meta_weights():
+            if meta_optimizer is not None:
+                raise ArgumentError("meta_optimizer", "this method has no use for it; leave it out")
+            return _without_loss_scale("optimizer", optimizer), None
+        if meta_optimizer is None:
+            meta_optimizer = keras.optimizers.Adam(1e-2, epsilon=1e-8)
+        meta_optimizer = keras.optimizers.get(meta_optimizer)
+        return (
+            _without_loss_scale("optimizer", optimizer),
+            _without_loss_scale("meta_optimizer", meta_optimizer),
+        )
+
+    # ---- fit --------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x,
+        y=None,
+        *,
+        meta_data=None,
+        unlabeled_data=None,
+        batch_size=128,
+        epochs=1,
+        initial_epoch=0,
+        steps_per_epoch=None,
+        validation_data=None,
+        validation_batch_size=None,
+        validation_freq=1,
+        validation_steps=None,
+        verbose="auto",
+        callbacks=None,
+    ):
+        """Trains all phases up to `epochs`, each epoch in the phase that it belongs to.
+
+        A model in a later phase stays there: epochs of an earlier one are then left out.
+
+        Args:
+            x: the noisy data: images with `y` their labels, a pair (images, labels), or a
+                tf.data.Dataset of (images, labels) batches. Images (N, H, W, channels), an array
+                or `data.image_files.ImageFiles`; labels integer (N,) in [0, C), beside an array
+                also -1, for a sample without a label.
+            meta_data: the clean data, a pair or a Dataset likewise; its batches come round again
+                and again, on across the epochs. Those of arrays are drawn anew in each round, in
+                which the samples that do not fill a batch sit out (see `shuffle_meta`); a Dataset
+                keeps its order. Every epoch uses the same meta batches where the number of those
+                of x or of a Dataset of meta data is unknown (see
+                `tf.data.experimental.assert_cardinality`); where x has no end, every call begins
+                with the first. May be left out where no epoch of a phase that needs them is asked
+                for: MetaLabelNet is then plain cross-entropy training.
+            unlabeled_data: images, or a Dataset of image batches where x is one, for a phase
+                without labels only.
+            batch_size: N_b for arrays; a Dataset has its own.
+            epochs, verbose, callbacks: as `keras.Model.fit`.
+            initial_epoch: how many epochs the model has been trained for, to continue there.
+            steps_per_epoch: for a Dataset without end, or of unknown length, only.
+            validation_data: as `meta_data`, and with labels -1 too.
+            validation_batch_size, validation_freq, validation_steps: as `keras.Model.fit`.
+
+        Returns:
+            keras.callbacks.History; the metrics that a phase does not have are NaN.
+
+        Raises:
+            ArgumentError: for data that do not fit together (for labels in a Dataset when they
+                come up).
+            ValueError: before `compile`.
+            FloatingPointError: where the loss is not finite, with epoch and step.
+
+        Warns:
+            UserWarning: naming the classes of which a meta set of arrays holds no sample, and where
+                a callback stopped the training before a later phase.
+        """
+        self._check_ready()
+        has_meta = meta_data is not None
+        phases.check_plan(self.phases(), int(self.phase), initial_epoch, epochs, has_meta)
+        data = inputs.TrainingData(
+            inputs.paired(x, y), meta_data, unlabeled_data, self._expected(),
+            inputs.Batching(batch_size, self.seed, self.shuffle_meta, self._is_one_program()),
+        )  # fmt: skip
+        for number, _ in phases.plan(self.phases(), int(self.phase), initial_epoch, epochs):
+            data.check(self.phases()[number - 1])
+        _check_steps(steps_per_epoch, data)
+        checks.image_dtype(data.image_dtype, self.image_dtype)
+        validation_batch_size = validation_batch_size or batch_size
+        validation_data = self._validation(
+            validation_data, data.image_dtype, validation_batch_size, validation_steps
+        )
+        self._check_logits(data)
+        self.image_dtype = data.image_dtype
+
+        watch = PhasedCallbacks(
+            callbacks, self.phase_metrics(), self,
+            {"verbose": 1 if verbose == "auto" else verbose, "epochs": epochs, "steps": None},
+        )  # fmt: skip
+        fit_phase = functools.partial(
+            self._fit_phase, data, callbacks=watch, verbose=verbose,
+            steps_per_epoch=steps_per_epoch, validation_data=validation_data,
+            validation_batch_size=validation_batch_size, validation_freq=validation_freq,
+            validation_steps=validation_steps,
+        )  # fmt: skip
+        self._fit_phases(fit_phase, watch, initial_epoch, epochs)
+        return self.history
+
+    def _fit_phases(self, fit_phase, callbacks, initial_epoch, epochs):
+        """Runs `fit_phase(number, epochs)` for each phase, until a callback stops the training."""
+        self.stop_training = False
+        callbacks.begin()  # here BackupAndRestore restores, the phase too
+        initial_epoch = self.take_restored_epoch() or initial_epoch
+        try:
+            for number, epochs_of in phases.plan(
+                self.phases(), int(self.phase), initial_epoch, epochs
+            ):
+                while self.phase < number:
+                    self.begin_phase(int(self.phase) + 1)
+                fit_phase(number, epochs_of)
+                if self.stop_training:
+                    break
+        finally:
+            self._held, self.train_function = (None,), None  # frees the GPU's memory
+        callbacks.finish()
+        left_out = [phase for phase in self.phases()[int(self.phase) :] if phase.start < epochs]
+        if left_out:
+            text = f"fit: a callback stopped the training before {left_out[0].name} began"
+            warnings.warn(text, UserWarning, stacklevel=3)
+
+    def begin_phase(self, number):
+        """Takes the model into the phase of this number (from 1)."""
+        self.phases()[number - 1].begin()
+        self.phase.assign(number)
+
+    def _fit_phase(self, data, number, epochs, callbacks, steps_per_epoch, **kwargs):
+        """Keras' `fit` over the epochs of one phase."""
+        phase = self.phases()[number - 1]
+        self._held = data.held(phase)
+        dataset = data.batches(phase, epochs)
+        steps = steps_per_epoch or batches.steps_an_epoch(dataset, epochs)
+        self.phase_in_training, self.loop_length = number, 1
+        # Keras' own loop over steps is no XLA program, as that could not read from tf.data: a
+        # program gets its steps' batches stacked, and `run_step` loops over them.
+        a_call = self._steps_a_call
+        if steps:
+            a_call = batches.largest_divisor(steps, a_call)
+            if self._is_one_program() and batches.have_one_shape(dataset):
+                self.loop_length, a_call = a_call, 1
+        if self.loop_length > 1:
+            dataset = dataset.batch(self.loop_length, drop_remainder=True).prefetch(1)
+            steps //= self.loop_length
+        if a_call != self.steps_per_execution:
+            self.steps_per_execution = a_call
+            self.test_function = self.predict_function = None  # they hold the number before
+        callbacks.set_params(callbacks.params | {"steps": steps})
+        self.make_train_function(force=True)
+        with tensorflow_errors.in_one_line(), max_pooling_in_float32(self.classifier):
+            super().fit(
+                dataset, epochs=epochs.stop, initial_epoch=epochs.start, steps_per_epoch=steps,
+                callbacks=callbacks, shuffle=False, **kwargs,
+            )  # fmt: skip
+
+    def _check_ready(self):
+        if not self.compiled:
+            raise ValueError("fit: call compile() before fit()")
+        if not self.classifier.trainable_variables:
+            raise ArgumentError(
+                "classifier", "expected trainable weights, found none; all are frozen"
+            )
+
+    def _check_logits(self, data):
+        """Refuses a classifier that returns probabilities, by two of the training images."""
+        if self.image_dtype is None:
+            with tensorflow_errors.in_one_line(), tf.device("CPU"):
+                check_logits(self.logits(data.first_images(2), training=False))
+
+    def _expected(self, dtype=None):
+        return inputs.Expected(self.image_shape, self.num_classes, dtype)
+
+    def _validation(self, data, image_dtype, batch_size, steps):
+        """Checked validation data; those in files as a Dataset."""
+        if data is None:
+            return None
+        data = inputs.check_evaluated("validation_data", data, self._expected(image_dtype))
+        data = inputs.streamed(data, batch_size)
+        if steps is None and batches.is_endless(data):
+            raise ArgumentError(
+                "validation_steps", "needed for validation_data, a tf.data.Dataset without end"
+            )
+        return data
+
+    def _is_one_program(self):
+        """Whether XLA compiles the step, for one device."""
+        return self.jit_compile and not self._is_distributed()
+
+    def _is_distributed(self):
+        with self.distribute_strategy.scope():
+            return tf.distribute.has_strategy()
+
+    # ---- steps ------------------------------------------------------------------------------
+
+    def run_step(self, step, batch):
+        """Runs a training step, a loop of them where the batch has a leading axis of steps."""
+
+        def step_on(batch):
+            step(*self._parts(batch))
+
+        if self.loop_length == 1:
+            step_on(batch)
+        else:
+            _loop(step_on, batch, self.loop_length)
+        return self._results()
+
+    def _parts(self, batch):
+        """The noisy batch, and the meta batch where there is one; row numbers become images."""
+        parts = batch if isinstance(batch[0], tuple) else [batch]
+        return [
+            (images if held is None else tf.gather(held, images), labels)
+            for (images, labels), held in zip(parts, self._held, strict=True)
+        ]
+
+    def apply_gradients(self, optimizer, gradients, weights):
+        """One step of an optimizer, with weight decay. It adds up what replicas give it."""
+        share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
+        decayed = [share * (g + self.weight_decay * w) for g, w in zip(gradients, weights)]
+        optimizer.apply(decayed, weights)
+
+    def update_metrics(self, loss, labels, logits):
+        """Updates the loss and the compiled metrics.
+
+        Samples labeled -1 weigh nothing in metrics and in a loss (N,); a scalar is taken as it is.
+        """
+        is_labeled = ops.cast(labels >= 0, keras.config.floatx())
+        self.loss_tracker.update_state(loss, sample_weight=is_labeled if ops.ndim(loss) else None)
+        labels = ops.maximum(labels, 0)
+        self.compute_metrics(None, labels, ops.softmax(logits), sample_weight=is_labeled)
+
+    def phase_metrics(self):
+        """Names of the metrics that some phases have and others have not, a list."""
+        return list(dict.fromkeys(name for phase in self.phases() for name in phase.metrics))
+
+    def _results(self, in_training=True):
+        """The metrics that the phase has; in evaluation those that every phase has."""
+        own = self.phases()[self.phase_in_training - 1].metrics if in_training else ()
+        others = set(self.phase_metrics()) - set(own)
+        return {n: value for n, value in self.get_metrics_result().items() if n not in others}
+
+    # ---- evaluate, predict, export ------------------------------------------------------------
+
+    def evaluate(self, x=None, y=None, batch_size=None, *args, **kwargs):
+        """As `keras.Model.evaluate`, without sample weights; `x` may be a pair (images, labels).
+
+        Of `ImageFiles` no more than some batches are in memory at a time.
+
+        Raises:
+            ArgumentError: for data that do not fit the model (for labels in a Dataset when they
+                come up).
+        """
+        if not self.evaluates_in_fit(kwargs):
+            expected = self._expected(self.image_dtype)
+            data = inputs.check_evaluated("x", inputs.paired(x, y), expected)
+            data = inputs.streamed(data, batch_size)
+            x, y = data if isinstance(data, (tuple, list)) else (data, None)
+        with tensorflow_errors.in_one_line():
+            return super().evaluate(x, y, batch_size, *args, **kwargs)
+
+    def predict(self, x, batch_size=None, *args, **kwargs):
+        """As `keras.Model.predict`; of `ImageFiles` only some batches are in memory at a time."""
+        with tensorflow_errors.in_one_line():
+            return super().predict(inputs.streamed(x, batch_size), batch_size, *args, **kwargs)
+
+    def test_step(self, batch):
+        images, labels = batch
+        checks.image_dtype(images.dtype, self.image_dtype)
+        logits = self.logits(images, training=False)
+        losses = layers.cross_entropy(ops.maximum(labels, 0), logits)
+        self.update_metrics(losses, labels, logits)
+        return self._results(in_training=False)
+
+    def evaluation(self, images, labels, batch_size):
+        """What `evaluate` says of arrays, but for the compiled metrics, as one call on one device.
+
+        It is for measuring the same images again and again: they stay on the GPU.
+
+        Args:
+            images: array (N, H, W, channels).
+            labels: integer array (N,), -1 for a sample that is left out, at least one other.
+            batch_size: at most how many images are computed at once.
+
+        Returns:
+            A function without arguments that returns mean cross-entropy and accuracy, two floats.
+
+        Raises:
+            ArgumentError: for arrays that do not fit the model.
+        """
+        inputs.check_evaluated("x", (images, labels), self._expected(self.image_dtype))
+        count = np.sum(np.asarray(labels) >= 0)
+        images, labels = batches.stack(images, labels, batch_size)
+        held, _ = batches.hold(images)
+        images = batches.converted(images) if held is None else held
+
+        def measure():  # without a division in the graph, where one by a constant is a product
+            return tuple(float(total / count) for total in self._sum_up(images, labels))
+
+        return measure
+
+    def _losses_and_hits(self, images, labels):
+        """Sums over stacked batches, as `batches.stack` makes them."""
+
+        def add(sums, batch):
+            (loss, hits), (images, labels) = sums, batch
+            logits = self.logits(images, training=False)
+            losses = layers.cross_entropy(ops.maximum(labels, 0), logits)
+            is_labeled = ops.cast(labels >= 0, losses.dtype)
+            are_hits = ops.cast(ops.argmax(logits, -1) == labels, losses.dtype)
+            return loss + ops.sum(losses * is_labeled), hits + ops.sum(are_hits)
+
+        start = ops.zeros(()), ops.zeros(())
+        return tf.foldl(add, (images, labels), start, parallel_iterations=1)
+
+    def export(self, filepath):
+        """Writes a SavedModel that plain TensorFlow loads.
+
+        Its `serve`, also the signature `serving_default`, takes `images`, (N, H, W, channels) of
+        the dtype that the model was trained on (uint8 in 0..255 unless it was given float images),
+        and returns a dict with `probabilities`, float32 (N, C).
+        """
+        dtype = self.image_dtype or "uint8"
+        images = tf.TensorSpec([None, *self.image_shape], dtype, name="images")
+        archive = keras.export.ExportArchive()
+        archive.track(self.classifier)
+        archive.add_endpoint(
+            "serve",
+            lambda images: {"probabilities": self(images, training=False)},
+            input_signature=[images],
+        )
+        archive.write_out(filepath, verbose=False)
+
+
+def gradient(tape, loss, weights, **kwargs):
+    """As `tape.gradient`, with zeros for weights that the loss does not reach."""
+    gradients = tape.gradient(loss, weights, **kwargs)
+    return [tf.zeros_like(w) if g is None else g for g, w in zip(gradients, weights)]
+
+
+def mean_over_replicas(tensors):
+    context = tf.distribute.get_replica_context()
+    return tensors if context.num_replicas_in_sync == 1 else context.all_reduce("MEAN", tensors)
+
+
+def _loop(step, batches, length):
+    """Runs a step on each of the batches, which come with a leading axis of this length."""
+
+    def step_number(i):
+        step(tf.nest.map_structure(lambda tensors: tensors[i], batches))
+        return (i + 1,)
+
+    tf.while_loop(lambda i: i < length, step_number, [0])
+
+
+def _without_loss_scale(name, optimizer):
+    is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if is_scaled or getattr(optimizer, "loss_scale_factor", None):
+        raise ArgumentError(name, "expected one that does not scale the loss, as bfloat16 needs none")
+    return optimizer
+
+
+def _check_steps(steps_per_epoch, data):
+    if steps_per_epoch is not None:
+        checks.integer("steps_per_epoch", steps_per_epoch, 1)
+        if data.has_known_length:
+            raise ArgumentError(
+                "steps_per_epoch",
+                "is for a tf.data.Dataset without end, as an epoch of any other begins with its "
+                "first batch",
+            )
+    elif data.is_endless:
+        raise ArgumentError("steps_per_epoch", "needed for x, a tf.data.Dataset without end")
