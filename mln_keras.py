@@ -29,7 +29,12 @@ from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
 from mln_keras.layers import LabelHead, cross_entropy, entropy, kl_divergence
 from mln_keras.training.classifier import find_features, last_dense
-from mln_keras.training.model import NoisyLabelModel, gradient, mean_over_replicas
+from mln_keras.training.model import (
+    NoisyLabelModel,
+    assign_all,
+    gradient,
+    mean_over_replicas,
+)
 from mln_keras.training.phases import Phase
 
 
@@ -111,13 +116,7 @@ class MetaLabelNet(NoisyLabelModel):
                 "'classifier' needs a functional or Sequential classifier whose last layer is "
                 "Dense, with a bias, on the features; use 'random'",
             )
-        self.frozen_weights = [
-            self.add_weight(
-                shape=w.shape, dtype=w.dtype, initializer="zeros", trainable=False,
-                name="frozen_" + w.path.replace("/", "_"),
-            )
-            for w in classifier.weights
-        ]  # fmt: skip
+        self.frozen_weights = self.add_weight_copies("frozen")
         self._write_soft_labels = tf.function(
             lambda x: ops.softmax(self.label_head(self._extract_features(x))), reduce_retracing=True
         )
@@ -153,6 +152,12 @@ class MetaLabelNet(NoisyLabelModel):
     def other_layers(self):
         return [self.label_head]
 
+    @classmethod
+    def from_recipe(cls, recipe):
+        names = ("warmup_epochs", "inner_learning_rate")
+        options = {name: getattr(recipe, name) for name in names}
+        return options, recipe.epochs, recipe.learning_rate_at
+
     def train_step(self, batch):
         warms_up = self.phase_in_training == 1
         return self.run_step(self._warmup_step if warms_up else self._phase_2_step, batch)
@@ -170,12 +175,9 @@ class MetaLabelNet(NoisyLabelModel):
 
     def _begin_phase_2(self):
         """Freezes a copy of the classifier as the feature extractor, and starts the label head."""
-        for frozen, weight in zip(self.frozen_weights, self.classifier.weights, strict=True):
-            frozen.assign(weight)
+        assign_all(self.frozen_weights, self.classifier.weights)
         if self.label_head_init == "classifier":
-            last_layer = last_dense(self.classifier)
-            for start, weight in zip(self.label_head.weights, last_layer.weights, strict=True):
-                start.assign(weight)
+            assign_all(self.label_head.weights, last_dense(self.classifier).weights)
 
     def _extract_features(self, images):
         """v = g(x) (Eq. 3): the classifier without its last layer, at its weights after warm-up."""
@@ -191,7 +193,6 @@ class MetaLabelNet(NoisyLabelModel):
         """
         (x, given_labels), (x_meta, y_meta) = noisy_batch, meta_batch
         θ, φ = self.classifier.trainable_variables, self.label_head.trainable_variables
-        α = self.inner_learning_rate
         x = self.augment(x)
         v = self._extract_features(x)  # Eq. 3
 
@@ -206,16 +207,9 @@ class MetaLabelNet(NoisyLabelModel):
                     "classification_loss", f"expected a scalar, received shape {loss_c.shape}"
                 )
             g = gradient(tape, loss_c, θ)
-        θ_hat = [w - α * d for w, d in zip(θ, mean_over_replicas(g))]  # Eq. 5
-
-        with tf.GradientTape() as tape_at_θ_hat:
-            tape_at_θ_hat.watch(θ_hat)
-            meta_logits = self.logits_at(θ_hat, x_meta, self.meta_batch_norm)
-            meta_loss = tf.reduce_mean(cross_entropy(y_meta, meta_logits))  # Eq. 9
-        u = mean_over_replicas(gradient(tape_at_θ_hat, meta_loss, θ_hat))
-
-        # Eq. 10, by the chain rule of Eq. 14 to 19: ∂L_meta/∂φ = uᵀ ∂θ̂/∂φ = −α uᵀ ∂g/∂φ.
-        gradient_φ = gradient(meta_tape, g, φ, output_gradients=[-α * d for d in u])
+        meta_loss, gradient_φ = meta_gradient(
+            self, meta_tape, g, φ, self.inner_learning_rate, (x_meta, y_meta), self.meta_batch_norm
+        )
         self.apply_gradients(self.meta_optimizer, gradient_φ, φ)
 
         soft_label_logits = tf.stop_gradient(self.label_head(v, training=True))
@@ -262,6 +256,35 @@ class MetaLabelNet(NoisyLabelModel):
         return np.concatenate([
             self._write_soft_labels(np.asarray(images[i : i + batch_size])) for i in spans
         ])
+
+
+def meta_gradient(model, tape, g, φ, α, meta_batch, moves_batch_norm=True):
+    """How the loss on clean data after one step of the classifier depends on φ (Eq. 5, 9, 10).
+
+    By the chain rule of Eq. 14 to 19 ∂L_meta/∂φ = uᵀ ∂θ̂/∂φ = −α uᵀ ∂g/∂φ with u = ∂L_meta/∂θ̂: the
+    forward pass on the clean images is on no tape but its own.
+
+    Args:
+        model: `NoisyLabelModel`, whose trainable variables are θ.
+        tape: tf.GradientTape that has recorded how g depends on φ.
+        g: list of tensors, the gradient of the training loss at θ.
+        φ: list of variables or tensors.
+        α: the step, θ̂ = θ − α·g.
+        meta_batch: clean images (N, H, W, channels) and their labels, int32 (N,).
+        moves_batch_norm: as `NoisyLabelModel.logits_at`.
+
+    Returns:
+        (L_meta at θ̂, a float32 scalar; list of its gradients by φ).
+    """
+    x_meta, y_meta = meta_batch
+    θ = model.classifier.trainable_variables
+    θ_hat = [w - α * d for w, d in zip(θ, mean_over_replicas(g))]  # Eq. 5
+    with tf.GradientTape() as tape_at_θ_hat:
+        tape_at_θ_hat.watch(θ_hat)
+        meta_logits = model.logits_at(θ_hat, x_meta, moves_batch_norm)
+        meta_loss = tf.reduce_mean(cross_entropy(y_meta, meta_logits))  # Eq. 9
+    u = mean_over_replicas(gradient(tape_at_θ_hat, meta_loss, θ_hat))
+    return meta_loss, gradient(tape, g, φ, output_gradients=[-α * d for d in u])  # Eq. 10
 
 
 if __name__ == "__main__":

@@ -170,6 +170,7 @@ def run(settings, recipe, splits):
     """Trains one run, writes its files and returns its result, the content of result.json."""
     directory = settings["output_dir"]
     model = build_model(settings, recipe)
+    _, epochs, learning_rate_at = type(model).from_recipe(recipe)
     needs_meta = any(phase.needs_meta for phase in model.phases())
     state, weights = checkpoints.load_checkpoint(directory)
     if state is not None:
@@ -180,16 +181,16 @@ def run(settings, recipe, splits):
     }
     recorder = checkpoints.RunRecorder(directory, settings, held_out, state)
     print(f"{settings['method']} on {versions()['device']}: {directory}, from epoch "
-          f"{len(recorder.rows) + 1} to {recipe.epochs}", flush=True)  # fmt: skip
+          f"{len(recorder.rows) + 1} to {epochs}", flush=True)  # fmt: skip
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", inputs.NO_META_SAMPLE)  # `make_splits` has said it
         model.fit(
             (splits.train_images, splits.given_labels),
             meta_data=(splits.meta_images, splits.meta_labels) if needs_meta else None,
             batch_size=recipe.batch_size,
-            epochs=recipe.epochs,
+            epochs=epochs,
             initial_epoch=state["epoch"] if state else 0,
-            callbacks=[keras.callbacks.LearningRateScheduler(recipe.learning_rate_at), recorder],
+            callbacks=[keras.callbacks.LearningRateScheduler(learning_rate_at), recorder],
             verbose=1 if sys.stdout.isatty() else 0,
         )
     if hasattr(model, "soft_labels"):
@@ -211,12 +212,7 @@ def build_model(settings, recipe):
     keras.utils.set_random_seed(settings["seed"])
     keras.config.set_dtype_policy("mixed_bfloat16" if settings["mixed_precision"] else "float32")
     method = METHODS[settings["method"]]
-    options = {}
-    if method is mln_keras.MetaLabelNet:
-        options = {
-            "warmup_epochs": recipe.warmup_epochs,
-            "inner_learning_rate": recipe.inner_learning_rate,
-        }
+    options, _, _ = method.from_recipe(recipe)
     model = method(
         recipe.build_classifier(),
         augmentation=recipe.build_augmentation(vertical_flip=recipe.vertical_flip),

@@ -13,7 +13,9 @@ HELD_BYTES = 2**30
 MANY = 2**31 - 1  # rounds, as many as an int32 counts
 
 
-def batches(images, labels, batch_size, *, epochs=range(1), seed=None, name="batch_size"):
+def batches(
+    images, labels, batch_size, *, epochs=range(1), seed=None, name="batch_size", rows=None
+):
     """Full batches of one split, epoch after epoch; the samples left over sit out that epoch.
 
     An order that depends on nothing but (seed, epoch) is what makes a resumed run equal an
@@ -26,10 +28,11 @@ def batches(images, labels, batch_size, *, epochs=range(1), seed=None, name="bat
         epochs: range of the epochs' numbers.
         seed: integer; None keeps the samples in their given order.
         name: of the argument that the images came in, for the error.
+        rows: integer (N,), the samples' numbers, for batches that carry them; None for none.
 
     Returns:
-        tf.data.Dataset of (images (batch_size, H, W, C), labels int32 (batch_size,)), with
-        N // batch_size batches an epoch.
+        tf.data.Dataset of (images (batch_size, H, W, C), labels int32 (batch_size,)), and rows
+        int32 (batch_size,) where they are given, with N // batch_size batches an epoch.
 
     Raises:
         ValueError: where the batch is larger than the split.
@@ -44,8 +47,8 @@ def batches(images, labels, batch_size, *, epochs=range(1), seed=None, name="bat
         )
     in_files = isinstance(images, ImageFiles)
     with tf.device("CPU"):
-        rows = images.names() if in_files else tf.convert_to_tensor(images)
-        labels = tf.cast(labels, tf.int32)
+        columns = [images.names() if in_files else tf.convert_to_tensor(images)]
+        columns += [tf.cast(column, tf.int32) for column in (labels, rows) if column is not None]
 
     def indices(epoch):
         order = tf.range(count)
@@ -57,13 +60,14 @@ def batches(images, labels, batch_size, *, epochs=range(1), seed=None, name="bat
 
     def gather(index):
         index = tf.ensure_shape(index, [batch_size])
-        return tf.gather(rows, index), tf.gather(labels, index)
+        return tuple(tf.gather(column, index) for column in columns)
 
     dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(indices)
     dataset = dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
     if in_files:
         dataset = dataset.unbatch().map(
-            lambda path, label: (images.decode(path), label), num_parallel_calls=tf.data.AUTOTUNE
+            lambda path, *others: (images.decode(path), *others),
+            num_parallel_calls=tf.data.AUTOTUNE,
         )
         dataset = dataset.batch(batch_size, drop_remainder=True)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps * len(epochs)))

@@ -50,12 +50,14 @@ class Batching:
         seed: integer; with the epoch it decides the order.
         shuffle_meta: whether meta batches are drawn anew in each round.
         holds: whether to `hold` the images of arrays: batches then have row numbers in their place.
+        with_rows: whether noisy batches carry the samples' numbers: (images, labels, rows).
     """
 
     batch_size: int
     seed: int
     shuffle_meta: bool = True
     holds: bool = False
+    with_rows: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,6 +83,7 @@ class TrainingData:
 
     Attributes:
         image_dtype: name of the images' dtype.
+        labels: int32 (N,) of all training samples where they are arrays, else None.
         has_known_length, is_endless: of x, whether the number of its batches is known, or infinite.
 
     Raises:
@@ -92,7 +95,9 @@ class TrainingData:
 
     def __init__(self, noisy, meta, unlabeled, expected, batching):
         make = _from_dataset if isinstance(noisy, tf.data.Dataset) else _from_arrays
-        labeled, everything, self.image_dtype = make(noisy, unlabeled, expected, batching)
+        labeled, everything, self.image_dtype, self.labels = make(
+            noisy, unlabeled, expected, batching
+        )
         self._noisy = noisy
         expected = dataclasses.replace(expected, dtype=self.image_dtype)
         meta = _meta_stream(meta, expected, batching)
@@ -114,7 +119,8 @@ class TrainingData:
     def batches(self, phase, epochs):
         """tf.data.Dataset of a phase's batches over a range of epochs.
 
-        A batch is (images, labels), or, in a phase with meta batches, a pair of two such.
+        A batch is (images, labels), with `Batching.with_rows` (images, labels, rows); in a phase
+        with meta batches it is a pair of such a one and of (images, labels).
         """
         dataset = self._streams[phase.samples].of(epochs=epochs)
         if phase.with_meta:
@@ -128,18 +134,24 @@ class TrainingData:
 
 
 def _from_dataset(noisy, unlabeled, expected, batching):
-    """The streams of labeled and of all samples of a tf.data.Dataset, and the images' dtype."""
+    """The streams of labeled and of all samples of a tf.data.Dataset, the images' dtype, no labels."""
+    if batching.with_rows:
+        raise ArgumentError(
+            "x",
+            "expected arrays or ImageFiles, as this method keeps something for each sample, "
+            "received a tf.data.Dataset, which does not number its samples",
+        )
     noisy = _checked_dataset("x", noisy, expected)
     dtype = noisy.element_spec[0].dtype.name
     labeled = functools.partial(_repeated, noisy)
     if unlabeled is None:
-        return Stream(labeled), Stream(labeled), dtype
+        return Stream(labeled), Stream(labeled), dtype, None
     images_of = _unlabeled_batches(unlabeled, expected.image_shape, dtype, batching)
 
     def everything(epochs):
         return mix(labeled(epochs=epochs), images_of(epochs=epochs), epochs)
 
-    return Stream(labeled), Stream(everything), dtype
+    return Stream(labeled), Stream(everything), dtype, None
 
 
 def _unlabeled_batches(unlabeled, image_shape, dtype, batching):
@@ -161,7 +173,7 @@ def _unlabeled_batches(unlabeled, image_shape, dtype, batching):
 
 
 def _from_arrays(noisy, unlabeled, expected, batching):
-    """The streams of labeled and of all samples of arrays or files, and the images' dtype."""
+    """The streams of labeled and of all samples of arrays or files, the images' dtype and labels."""
     images, labels = _checked_arrays("x", noisy, expected, allow_unlabeled=True)
     dtype, held = images.dtype.name, None
     if unlabeled is not None:
@@ -177,19 +189,20 @@ def _from_arrays(noisy, unlabeled, expected, batching):
     if batching.holds:
         held, images = hold(images)
 
-    def stream(images, labels, name):
+    def stream(which, name):
         return Stream(
             functools.partial(
-                batches, converted(images), labels, batching.batch_size, seed=batching.seed,
-                name=name,
+                batches, converted(images[which]), labels[which], batching.batch_size,
+                seed=batching.seed, name=name, rows=rows[which] if batching.with_rows else None,
             ),
             held,
         )  # fmt: skip
 
-    everything = labeled = stream(images, labels, "x")
+    rows, every = np.arange(len(labels)), slice(None)
+    everything = labeled = stream(every, "x")
     if not has_label.all():
-        labeled = stream(images[has_label], labels[has_label], "x with labels")
-    return labeled, everything, dtype
+        labeled = stream(has_label, "x with labels")
+    return labeled, everything, dtype, labels
 
 
 def _meta_stream(meta, expected, batching):

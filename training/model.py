@@ -29,7 +29,8 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
 
     A subclass defines `phases()` and `train_step`, which runs a step of `phase_in_training` through
     `run_step`; a step calls `apply_gradients` and `update_metrics`. What it trains by a
-    meta-gradient it returns from `meta_weights`, and its layers from `other_layers`.
+    meta-gradient it returns from `meta_weights`, and its layers from `other_layers`. One that keeps
+    something for each sample sets `keeps_samples`: its noisy batches are (images, labels, rows).
 
     Args:
         classifier: Keras model, images to logits (N, C), built. Images reach it as float32, so
@@ -53,6 +54,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
     """
 
     config_names = ("weight_decay", "shuffle_meta", "seed")
+    keeps_samples = False
 
     def __init__(
         self, classifier, augmentation=None, weight_decay=1e-4, shuffle_meta=True, seed=0, **kwargs
@@ -89,6 +91,26 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         """Layers in training besides classifier and augmentation, a list."""
         return []
 
+    def see_samples(self, labels):
+        """Called at the start of `fit` where the model `keeps_samples`.
+
+        Args:
+            labels: int32 (N,), of all training samples, -1 for one without a label.
+        """
+
+    @classmethod
+    def from_recipe(cls, recipe):
+        """How the command line trains this method.
+
+        Args:
+            recipe: `command.recipes.Recipe`.
+
+        Returns:
+            (dict of the constructor's arguments; number of epochs; function from the 0-based epoch
+            to the learning rate).
+        """
+        return {}, recipe.epochs, recipe.learning_rate_at
+
     # ---- the classifier ---------------------------------------------------------------------
 
     def call(self, images, training=False):
@@ -121,6 +143,25 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
             if new is not None and (moves_batch_norm or id(state) not in saved):
                 state.assign(new)
         return logits
+
+    def add_weight_copies(self, prefix):
+        """Variables, saved with the model, for a copy of the classifier's weights; a list."""
+        copies = [
+            self.add_weight(
+                shape=w.shape, dtype=w.dtype, initializer="zeros", trainable=False,
+                name=f"{prefix}_{w.path.replace('/', '_')}",
+            )
+            for w in self.classifier.weights
+        ]  # fmt: skip
+        assign_all(copies, self.classifier.weights)
+        return copies
+
+    def restart(self, weights):
+        """Gives the classifier these weights, and its optimizer the state of its first step."""
+        assign_all(self.classifier.weights, weights)
+        for variable in self.optimizer.variables:
+            if variable is not self.optimizer.learning_rate:
+                variable.assign(tf.zeros_like(variable))
 
     def augment(self, images):
         return images if self.augmentation is None else self.augmentation(images, training=True)
@@ -274,8 +315,12 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         phases.check_plan(self.phases(), int(self.phase), initial_epoch, epochs, has_meta)
         data = inputs.TrainingData(
             inputs.paired(x, y), meta_data, unlabeled_data, self._expected(),
-            inputs.Batching(batch_size, self.seed, self.shuffle_meta, self._is_one_program()),
+            inputs.Batching(
+                batch_size, self.seed, self.shuffle_meta, self._is_one_program(), self.keeps_samples
+            ),
         )  # fmt: skip
+        if self.keeps_samples:
+            self.see_samples(data.labels)
         for number, _ in phases.plan(self.phases(), int(self.phase), initial_epoch, epochs):
             data.check(self.phases()[number - 1])
         _check_steps(steps_per_epoch, data)
@@ -410,8 +455,8 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         """The noisy batch, and the meta batch where there is one; row numbers become images."""
         parts = batch if isinstance(batch[0], tuple) else [batch]
         return [
-            (images if held is None else tf.gather(held, images), labels)
-            for (images, labels), held in zip(parts, self._held, strict=True)
+            (images if held is None else tf.gather(held, images), *others)
+            for (images, *others), held in zip(parts, self._held, strict=True)
         ]
 
     def apply_gradients(self, optimizer, gradients, weights):
@@ -536,6 +581,11 @@ def gradient(tape, loss, weights, **kwargs):
     """As `tape.gradient`, with zeros for weights that the loss does not reach."""
     gradients = tape.gradient(loss, weights, **kwargs)
     return [tf.zeros_like(w) if g is None else g for g, w in zip(gradients, weights)]
+
+
+def assign_all(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def mean_over_replicas(tensors):
