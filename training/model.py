@@ -274,8 +274,10 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
                 a callback stopped the training before a later phase.
         """
         self._check_ready()
-        has_meta = meta_data is not None
-        phases.check_plan(self.phases(), self._phase_now(), initial_epoch, epochs, has_meta)
+        phases.check_plan(
+            self.phases(), self._phase_now(), initial_epoch, epochs,
+            has_meta=meta_data is not None, has_unlabeled=unlabeled_data is not None,
+        )  # fmt: skip
         data = inputs.TrainingData(
             inputs.paired(x, y), meta_data, unlabeled_data, self._expected(),
             inputs.Batching(batch_size, self.seed, self.shuffle_meta, self._is_one_program()),
