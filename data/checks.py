@@ -91,10 +91,7 @@ def images(name, images, image_shape, dtype=None):
     ):
         received = type(images).__name__ if shape is None else ("N", *shape[1:])
         raise ArgumentError(name, f"expected images of shape {expected}, received {received}")
-    try:
-        image_dtype(images.dtype, dtype)
-    except ValueError as error:
-        raise ArgumentError(name, f"{error}") from None
+    image_dtype(images.dtype, dtype, name)
 
 
 def label_range(num_classes, allow_unlabeled):

@@ -233,7 +233,7 @@ def _warn_of_missing_classes(labels, num_classes):
         names = ", ".join(map(str, missing[:10]))
         more = f" and of {len(missing) - 10} more" if len(missing) > 10 else ""
         text = f"{NO_META_SAMPLE} {names}{more}, so training on the clean data may unlearn them"
-        warnings.warn(text, UserWarning, stacklevel=6)  # of the call of `fit`
+        warnings.warn(text, UserWarning, stacklevel=5)  # of the call of `fit`
 
 
 def paired(x, y):

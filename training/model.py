@@ -113,9 +113,13 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
 
     # ---- the classifier ---------------------------------------------------------------------
 
+    def __call__(self, images, *args, **kwargs):
+        # Not in `call`, where Keras would make another, longer error of it.
+        checks.image_dtype(images.dtype, self.image_dtype)
+        return super().__call__(images, *args, **kwargs)
+
     def call(self, images, training=False):
         """Class probabilities, float32 (N, C), of images (N, H, W, channels)."""
-        checks.image_dtype(images.dtype, self.image_dtype)
         return ops.softmax(self.logits(images, training))
 
     def logits(self, images, training):
@@ -311,26 +315,28 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
                 a callback stopped the training before a later phase.
         """
         self._check_ready()
-        has_meta = meta_data is not None
-        phases.check_plan(self.phases(), int(self.phase), initial_epoch, epochs, has_meta)
+        phases.check_plan(
+            self.phases(), self._phase_now(), initial_epoch, epochs,
+            has_meta=meta_data is not None, has_unlabeled=unlabeled_data is not None,
+        )  # fmt: skip
         data = inputs.TrainingData(
             inputs.paired(x, y), meta_data, unlabeled_data, self._expected(),
             inputs.Batching(
                 batch_size, self.seed, self.shuffle_meta, self._is_one_program(), self.keeps_samples
             ),
         )  # fmt: skip
-        if self.keeps_samples:
-            self.see_samples(data.labels)
-        for number, _ in phases.plan(self.phases(), int(self.phase), initial_epoch, epochs):
+        for number, _ in phases.plan(self.phases(), self._phase_now(), initial_epoch, epochs):
             data.check(self.phases()[number - 1])
         _check_steps(steps_per_epoch, data)
-        checks.image_dtype(data.image_dtype, self.image_dtype)
+        checks.image_dtype(data.image_dtype, self.image_dtype, "x")
         validation_batch_size = validation_batch_size or batch_size
         validation_data = self._validation(
             validation_data, data.image_dtype, validation_batch_size, validation_steps
         )
         self._check_logits(data)
         self.image_dtype = data.image_dtype
+        if self.keeps_samples:
+            self.see_samples(data.labels)
 
         watch = PhasedCallbacks(
             callbacks, self.phase_metrics(), self,
@@ -352,20 +358,23 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         initial_epoch = self.take_restored_epoch() or initial_epoch
         try:
             for number, epochs_of in phases.plan(
-                self.phases(), int(self.phase), initial_epoch, epochs
+                self.phases(), self._phase_now(), initial_epoch, epochs
             ):
-                while self.phase < number:
-                    self.begin_phase(int(self.phase) + 1)
+                while self._phase_now() < number:
+                    self.begin_phase(self._phase_now() + 1)
                 fit_phase(number, epochs_of)
                 if self.stop_training:
                     break
         finally:
             self._held, self.train_function = (None,), None  # frees the GPU's memory
         callbacks.finish()
-        left_out = [phase for phase in self.phases()[int(self.phase) :] if phase.start < epochs]
+        left_out = [phase for phase in self.phases()[self._phase_now() :] if phase.start < epochs]
         if left_out:
             text = f"fit: a callback stopped the training before {left_out[0].name} began"
             warnings.warn(text, UserWarning, stacklevel=3)
+
+    def _phase_now(self):
+        return int(self.phase.numpy())  # under tf.distribute, `int` does not take a variable
 
     def begin_phase(self, number):
         """Takes the model into the phase of this number (from 1)."""

@@ -47,16 +47,21 @@ def plan(phases, current, initial_epoch, epochs):
     return [(n, epochs_of) for n, epochs_of in enumerate(ranges, 1) if n >= current and epochs_of]
 
 
-def check_plan(phases, current, initial_epoch, epochs, has_meta):
-    """Refuses epochs and clean data that do not fit together. Arguments: as `plan`.
+def check_plan(phases, current, initial_epoch, epochs, has_meta, has_unlabeled=False):
+    """Refuses epochs and data that do not fit together. Arguments: as `plan`.
 
     Raises:
-        ArgumentError: where clean data are missing, or would never be used.
+        ArgumentError: where clean data are missing, and where data would never be used.
     """
     planned = plan(phases, current, initial_epoch, epochs)
     needing = [phase for phase in phases if phase.needs_meta]
-    if has_meta and not needing:
-        raise ArgumentError("meta_data", "this method learns nothing from it; leave it out")
+    goes_over_all = any(phase.samples == "all" for phase in phases)
+    for name, is_useless in (
+        ("meta_data", has_meta and not needing),
+        ("unlabeled_data", has_unlabeled and not goes_over_all),
+    ):
+        if is_useless:
+            raise ArgumentError(name, "this method learns nothing from it; leave it out")
     for number, epochs_of in planned:
         if phases[number - 1].needs_meta and not has_meta:
             raise ArgumentError(
