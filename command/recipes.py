@@ -44,7 +44,11 @@ class Recipe:
         return self.learning_rate * 0.1 ** sum(epoch >= drop for drop in self.learning_rate_drops)
 
     def with_flags(self, flags):
-        """This recipe with the values of the flags (a dict) that have its names and are not None."""
+        """This recipe, with values from flags in place of its own.
+
+        Args:
+            flags: dict of name -> value; what is None, and what a recipe does not have, is left.
+        """
         names = {field.name for field in dataclasses.fields(self)}
         given = {n: value for n, value in flags.items() if n in names and value is not None}
         return dataclasses.replace(self, **given)

@@ -53,7 +53,9 @@ class ImageFiles:
         self.paths = np.array([os.fsdecode(path) for path in paths], dtype=object)
         self.size, self.resize = tuple(size), tuple(resize)
         if any(before < after for before, after in zip(self.resize, self.size, strict=True)):
-            raise ArgumentError("resize", f"expected at least size={self.size}, received {self.resize}")
+            raise ArgumentError(
+                "resize", f"expected at least size={self.size}, received {self.resize}"
+            )
         self.shape = (len(self.paths), *self.size, 3)
         self.nbytes = math.prod(self.shape)
 
@@ -92,7 +94,8 @@ class ImageFiles:
         """
         if labels is not None and np.shape(labels) != (len(self),):
             raise ArgumentError(
-                "labels", f"expected shape ({len(self)},), one an image, received {np.shape(labels)}"
+                "labels",
+                f"expected shape ({len(self)},), one an image, received {np.shape(labels)}",
             )
         paths = tf.data.Dataset.from_tensor_slices(self.names())
         images = paths.map(self.decode, num_parallel_calls=tf.data.AUTOTUNE)
@@ -165,7 +168,9 @@ def from_directory(directory, size, resize=None, class_names=None):
     found = sorted(entry.name for entry in _shown(directory) if entry.is_dir())
     names = tuple(found if class_names is None else class_names)
     if isinstance(class_names, str) or len(set(names)) < len(names):
-        raise ArgumentError("class_names", f"expected a list of different names, received {class_names}")
+        raise ArgumentError(
+            "class_names", f"expected a list of different names, received {class_names}"
+        )
     unknown = sorted(set(found) - set(names))
     if unknown:
         raise ValueError(f"{directory}: expected folders of class_names, found {unknown[0]} too")

@@ -237,7 +237,11 @@ def _warn_of_missing_classes(labels, num_classes):
 
 
 def paired(x, y):
-    """x and y as `fit` or `evaluate` was given them, as one; ArgumentError for labels given twice."""
+    """x and y of `fit` or `evaluate` as one.
+
+    Raises:
+        ArgumentError: for labels that are given twice.
+    """
     if y is None:
         return x
     if isinstance(x, tf.data.Dataset) or isinstance(x, (tuple, list)) and len(x) == 2:

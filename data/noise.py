@@ -8,6 +8,7 @@ Section IV-A; `class_dependent` is what the field uses besides, the paper does n
 import numpy as np
 
 from mln_keras.data import checks
+from mln_keras.data.checks import ArgumentError
 
 # int(100 * 0.29) is 28 in floating point; no meant fraction is this close below an integer.
 _ROUNDING = 1e-6
@@ -27,7 +28,7 @@ def uniform(labels, ratio, num_classes, seed):
         for each j != i; so up to C - 1 flips a class are rounded off.
 
     Raises:
-        ValueError: where an argument is outside what is said above.
+        ArgumentError: where an argument is outside what is said above.
     """
     _check_ratio(ratio)
     checks.at_least("num_classes", num_classes, 2)
@@ -46,15 +47,17 @@ def transition_matrix(flips, ratio, num_classes):
         num_classes: C.
 
     Raises:
-        ValueError: where the ratio is outside [0, 1], or a class outside [0, C) or its own image.
+        ArgumentError: where the ratio is outside [0, 1], or a class is outside [0, C) or turns into
+            itself.
     """
     _check_ratio(ratio)
     transition = np.eye(num_classes)
     for source, target in flips.items():
         if source == target or not {source, target} <= set(range(num_classes)):
-            raise ValueError(
-                f"flips: expected a class to turn into another one in [0, {num_classes}), "
-                f"received {source} -> {target}"
+            raise ArgumentError(
+                "flips",
+                f"expected a class to turn into another one in [0, {num_classes}), "
+                f"received {source} -> {target}",
             )
         transition[source, source] = 1 - ratio
         transition[source, target] = ratio
@@ -73,18 +76,18 @@ def class_dependent(labels, transition, seed):
         int32 (N,). Of the n_i samples of class i exactly int(n_i * T[i, j]) get label j != i.
 
     Raises:
-        ValueError: where the labels or the matrix are outside what is said above.
+        ArgumentError: where the labels or the matrix are outside what is said above.
     """
     transition = np.asarray(transition, np.float64)
     if transition.ndim != 2 or transition.shape[0] != transition.shape[1]:
-        raise ValueError(f"transition: expected shape (C, C), received {transition.shape}")
+        raise ArgumentError("transition", f"expected shape (C, C), received {transition.shape}")
     if not (transition >= 0).all():
-        raise ValueError("transition: expected no entry below 0, received one, or NaN")
+        raise ArgumentError("transition", "expected no entry below 0, received one, or NaN")
     if not np.allclose(transition.sum(axis=1), 1, rtol=0, atol=1e-6):
         worst = np.abs(transition.sum(axis=1) - 1).argmax()
-        raise ValueError(
-            f"transition: expected rows that sum to 1, received {transition[worst].sum():.6g} in "
-            f"row {worst}"
+        raise ArgumentError(
+            "transition",
+            f"expected rows that sum to 1, received {transition[worst].sum():.6g} in row {worst}",
         )
     num_classes = len(transition)
     labels = checks.labels("labels", labels, np.size(labels), num_classes)
@@ -122,7 +125,7 @@ def feature_dependent(labels, ratio, probabilities, seed):
         int32 (N,) of which exactly int(N * ratio) differ from `labels`.
 
     Raises:
-        ValueError: where an argument is outside what is said above.
+        ArgumentError: where an argument is outside what is said above.
     """
     _check_ratio(ratio)
     probabilities = np.asarray(probabilities)
@@ -153,27 +156,27 @@ def check_probabilities(probabilities, num_samples, num_classes=None):
         num_classes: the C that is expected; None allows any from 2.
 
     Raises:
-        ValueError: for the first of these that does not hold, in one line.
+        ArgumentError: for the first of these that does not hold, in one line.
     """
-    probabilities = np.asarray(probabilities)
+    name, probabilities = "probabilities", np.asarray(probabilities)
     if not np.issubdtype(probabilities.dtype, np.floating):
-        raise ValueError(f"probabilities: expected floats, received {probabilities.dtype}")
+        raise ArgumentError(name, f"expected floats, received {probabilities.dtype}")
     shape = probabilities.shape
     if len(shape) != 2 or shape != (num_samples, num_classes or max(shape[1], 2)):
         expected = f"({num_samples}, {num_classes or 'C >= 2'})"
-        raise ValueError(f"probabilities: expected shape {expected}, received {shape}")
+        raise ArgumentError(name, f"expected shape {expected}, received {shape}")
     if not np.isfinite(probabilities).all():
-        raise ValueError("probabilities: expected finite numbers, received NaN or infinity")
+        raise ArgumentError(name, "expected finite numbers, received NaN or infinity")
     if (probabilities < 0).any():
-        raise ValueError(f"probabilities: expected none below 0, received {probabilities.min()}")
+        raise ArgumentError(name, f"expected none below 0, received {probabilities.min()}")
     sums = probabilities.sum(axis=1, dtype=np.float64)
     if not np.allclose(sums, 1, rtol=0, atol=1e-2):
         worst = np.abs(sums - 1).argmax()
-        raise ValueError(
-            f"probabilities: expected rows that sum to 1, received {sums[worst]:.4g} in row {worst}"
+        raise ArgumentError(
+            name, f"expected rows that sum to 1, received {sums[worst]:.4g} in row {worst}"
         )
 
 
 def _check_ratio(ratio):
     if not 0 <= ratio <= 1:
-        raise ValueError(f"noise ratio: expected a number in [0, 1], received {ratio}")
+        raise ArgumentError("noise_ratio", f"expected a number in [0, 1], received {ratio}")

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from mln_keras.data import checks
+from mln_keras.data.checks import ArgumentError
 from mln_keras.data.noise import check_probabilities
 
 
@@ -34,11 +35,12 @@ def teacher_probabilities(source, build_classifier, cache_dir, seed=0, epochs=10
         float32 (N, C).
 
     Raises:
-        ValueError: where `epochs` or `temperature` is outside what is said above, where the folder
-            cannot be written, and where the cached file is damaged; the message names it.
+        ArgumentError: where `epochs` or `temperature` is outside what is said above.
+        ValueError: where the folder cannot be written, and where the cached file is damaged; the
+            message names it.
     """
-    checks.at_least("teacher epochs", epochs, 1)
-    checks.positive("teacher temperature", temperature)
+    checks.at_least("epochs", epochs, 1)
+    checks.positive("temperature", temperature)
     path = Path(cache_dir) / (
         f"teacher-{source.name}-{zlib.crc32(np.ascontiguousarray(source.train_images)):08x}"
         f"-seed{seed}-epochs{epochs}-temperature{temperature:g}.npy"
@@ -62,8 +64,8 @@ def teacher_probabilities(source, build_classifier, cache_dir, seed=0, epochs=10
         _save_whole(path, keras.ops.convert_to_numpy(softened))
     try:
         return load_probabilities(path, source)
-    except ValueError as error:
-        raise ValueError(f"{error}; delete it, and the teacher is trained again") from error
+    except ArgumentError as error:
+        raise ValueError(f"{error.text}; delete it, and the teacher is trained again") from error
 
 
 def load_probabilities(path, source):
@@ -77,21 +79,25 @@ def load_probabilities(path, source):
         float32 (N, C).
 
     Raises:
-        ValueError: naming the file, where it cannot be read as `.npy`, needs pickle, or does not
-            hold probabilities (`check_probabilities`) of the shape (N, C).
+        ArgumentError: naming the flag --noise_probs and the file, where it cannot be read as
+            `.npy`, needs pickle, or does not hold probabilities (`check_probabilities`) of the
+            shape (N, C).
     """
+    flag = "noise_probs"
     try:
         with open(path, "rb") as file:
             probabilities = np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        raise ArgumentError(flag, f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is not a whole .npy file of numbers: {reason}") from error
+        raise ArgumentError(
+            flag, f"{path} is not a whole .npy file of numbers: {reason}"
+        ) from error
     try:
         check_probabilities(probabilities, len(source.train_labels), source.num_classes)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except ArgumentError as error:
+        raise ArgumentError(flag, f"{path}: {error.text}") from error
     return probabilities.astype(np.float32)
 
 

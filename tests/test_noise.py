@@ -215,14 +215,14 @@ UNSURE = np.full((3, 3), 1 / 3)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: noise.uniform(LABELS, 1.01, 3, 0), r"noise ratio: .*\[0, 1\].* 1.01"),
-        (lambda: noise.uniform(LABELS, np.nan, 3, 0), r"noise ratio: .*\[0, 1\].* nan"),
+        (lambda: noise.uniform(LABELS, 1.01, 3, 0), r"noise_ratio: .*\[0, 1\].* 1.01"),
+        (lambda: noise.uniform(LABELS, np.nan, 3, 0), r"noise_ratio: .*\[0, 1\].* nan"),
         (lambda: noise.uniform(LABELS, 0.2, 2, 0), r"labels: .*\[0, 2\).* 2"),
         (lambda: noise.uniform(-LABELS, 0.2, 3, 0), r"labels: .*\[0, 3\).* -1"),
         (lambda: noise.uniform(LABELS / 1, 0.2, 3, 0), "labels: .*float64"),
         (lambda: noise.uniform(LABELS[:, None], 0.2, 3, 0), r"labels: .*\(3, 1\)"),
         (lambda: noise.uniform(LABELS * 0, 0.2, 1, 0), "num_classes: expected at least 2"),
-        (lambda: noise.transition_matrix({0: 1}, -0.1, 3), r"noise ratio: .*-0.1"),
+        (lambda: noise.transition_matrix({0: 1}, -0.1, 3), r"noise_ratio: .*-0.1"),
         (lambda: noise.transition_matrix({0: 3}, 0.1, 3), r"flips: .*\[0, 3\).* 0 -> 3"),
         (lambda: noise.transition_matrix({1: 1}, 0.1, 3), r"flips: .* 1 -> 1"),
         (lambda: noise.class_dependent(LABELS, np.eye(3)[:2], 0), r"transition: .*\(2, 3\)"),
@@ -235,7 +235,7 @@ UNSURE = np.full((3, 3), 1 / 3)
             lambda: noise.class_dependent(LABELS, [[2, -1, 0], [0, 1, 0], [0, 0, 1]], 0),
             "transition: .*below 0",
         ),
-        (lambda: noise.feature_dependent(LABELS, -0.5, UNSURE, 0), "noise ratio: .*-0.5"),
+        (lambda: noise.feature_dependent(LABELS, -0.5, UNSURE, 0), "noise_ratio: .*-0.5"),
         (lambda: noise.feature_dependent(LABELS + 1, 0.5, UNSURE, 0), r"labels: .*\[0, 3\).* 3"),
         (
             lambda: noise.feature_dependent(LABELS, 0.5, UNSURE[:2], 0),
