@@ -267,4 +267,4 @@ class MetaLabelNet(NoisyLabelModel):
 if __name__ == "__main__":
     from mln_keras.command.run import main
 
-    sys.exit(main(sys.argv))
+    sys.exit(main())
