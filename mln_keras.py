@@ -290,4 +290,4 @@ def meta_gradient(model, tape, g, φ, α, meta_batch, moves_batch_norm=True):
 if __name__ == "__main__":
     from mln_keras.command.run import main
 
-    sys.exit(main(sys.argv))
+    sys.exit(main())

@@ -22,15 +22,18 @@ from mln_keras.methods import METHODS
 EVALUATION_BATCH = 1000
 
 
-def main(argv):
+def main(argv=None):
     """Runs the command line.
+
+    Args:
+        argv: the program's name and its flags; `sys.argv` unless given.
 
     Returns:
         The exit status: 2 for bad input, 1 for a loss that is not finite or files that cannot be
         written, 130 for Ctrl-C.
     """
     try:
-        given = read_flags(argv)
+        given = read_flags(sys.argv if argv is None else argv)
         if isinstance(given, str):
             print(f"{mln_keras.__doc__}\n{given}")
             return 0
