@@ -287,6 +287,8 @@ def meta_gradient(model, tape, g, φ, α, meta_batch, moves_batch_norm=True):
     return meta_loss, gradient(tape, g, φ, output_gradients=[-α * d for d in u])  # Eq. 10
 
 
+import mln_keras.methods  # noqa: E402, F401: so that `load_model` knows the class of every method
+
 if __name__ == "__main__":
     from mln_keras.command.run import main
 
