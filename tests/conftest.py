@@ -28,7 +28,7 @@ def float64():
     keras.config.set_dtype_policy("float64")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def images():
     """Makes (uint8 images (n, 8, 8, 1), int32 labels): each class a pattern, with some noise."""
 

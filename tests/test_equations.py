@@ -31,7 +31,7 @@ def conv_net(num_classes):
 def one_phase_2_step(model, x, x_meta, y_meta):
     """Runs `fit` for one step of phase 2; returns the label head's weights before and after."""
     keras.utils.set_random_seed(1)
-    model.begin_phase_2()
+    model.begin_phase(2)
     before = [w.numpy() for w in model.label_head.weights]
     batch = tf.data.Dataset.from_tensors((x, np.zeros(len(x), np.int32)))
     meta = tf.data.Dataset.from_tensors((x_meta, y_meta))

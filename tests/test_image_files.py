@@ -10,9 +10,10 @@ import tensorflow as tf
 from keras import layers
 from PIL import Image
 
-from mln_keras.data import pipeline
-from mln_keras.data.image_files import ImageFiles, from_directory
 from mln_keras import MetaLabelNet
+from mln_keras.data import batches, inputs
+from mln_keras.data.image_files import ImageFiles, from_directory
+from mln_keras.training.phases import Phase
 
 
 @pytest.fixture
@@ -106,14 +107,14 @@ def test_class_names_number_the_classes_of_another_directory(files, pixels, tmp_
 
 def test_batches_have_one_known_shape(files):
     images, labels, _ = from_directory(files, (6, 8))
-    shapes = [spec.shape for spec in pipeline.batches(images, labels, 5).element_spec]
+    shapes = [spec.shape for spec in batches.batches(images, labels, 5).element_spec]
     assert shapes == [(5, 6, 8, 3), (5,)]
     assert images.dataset(labels).element_spec[0].shape[1:] == (6, 8, 3)
 
 
 @pytest.mark.parametrize("held_bytes", [0, 2**30])
 def test_training_from_files_equals_training_from_arrays(files, held_bytes, monkeypatch):
-    monkeypatch.setattr(pipeline, "HELD_BYTES", held_bytes)
+    monkeypatch.setattr(inputs, "HELD_BYTES", held_bytes)
     images, labels, _ = from_directory(files, (6, 8))
     labels[3:6] = -1
     every = []
@@ -131,21 +132,20 @@ def test_training_from_files_equals_training_from_arrays(files, held_bytes, monk
 @pytest.mark.filterwarnings("ignore:meta_data. holds no sample")
 @pytest.mark.parametrize("held_bytes", [12 * 6 * 8 * 3, 12 * 6 * 8 * 3 - 1])
 def test_a_meta_set_that_fits_into_memory_is_read_once(files, held_bytes, monkeypatch):
-    monkeypatch.setattr(pipeline, "HELD_BYTES", held_bytes)
+    monkeypatch.setattr(inputs, "HELD_BYTES", held_bytes)
     images, labels, _ = from_directory(files, (6, 8))
     noisy, meta = ((images[rows], labels[rows]) for rows in (labels == 1, labels == 0))
-    training_data = pipeline.TrainingData(
-        noisy, meta, None, (6, 8, 3), 2, 4,
-        seed=0, shuffle_meta=True, warms_up=True, holds=False,
-    )  # fmt: skip
-    batches = training_data.phase_2(range(1))
+    training_data = inputs.TrainingData(
+        noisy, meta, None, inputs.Expected((6, 8, 3), 2), inputs.Batching(4, seed=0)
+    )
+    pairs = training_data.batches(Phase("phase 2", samples="all", with_meta=True), range(1))
     for path in meta[0].paths:
         Path(path).unlink()
     if held_bytes < 12 * 6 * 8 * 3:
         with pytest.raises(tf.errors.NotFoundError):
-            list(batches)
+            list(pairs)
     else:
-        assert len(list(batches)) == len(noisy[0]) // 4 > 0
+        assert len(list(pairs)) == len(noisy[0]) // 4 > 0
 
 
 def test_images_are_resized_as_pillow_does_and_their_centre_is_taken(tmp_path):
@@ -183,11 +183,11 @@ def test_parts_of_image_files_and_their_union_are_resized_alike(tmp_path):
     )
     np.testing.assert_array_equal(images, pixels[:, 2:6, 2:7])
     np.testing.assert_array_equal(images[1:3], pixels[1:3, 2:6, 2:7])
-    training_data = pipeline.TrainingData(
-        (images[:4], np.zeros(4, int)), None, images[4:], (4, 5, 3), 2, 6,
-        seed=0, shuffle_meta=True, warms_up=False, holds=False,
+    training_data = inputs.TrainingData(
+        (images[:4], np.zeros(4, int)), None, images[4:],
+        inputs.Expected((4, 5, 3), 2), inputs.Batching(6, seed=0),
     )  # fmt: skip
-    ((batch, _),) = training_data._every(epochs=range(1))
+    ((batch, _),) = training_data.batches(Phase("all", samples="all"), range(1))
     found = {image.tobytes() for image in batch.numpy()}
     assert found == {image.tobytes() for image in pixels[:, 2:6, 2:7]}
 

@@ -10,9 +10,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from mln_keras import layers as mln_layers
-from mln_keras.data import checks, pipeline
 from mln_keras import MetaLabelNet
+from mln_keras import layers as mln_layers
+from mln_keras.data import batches, checks
+from mln_keras.data.checks import ArgumentError
 
 
 def dense_net(num_classes=4, extra=()):
@@ -145,7 +146,8 @@ def test_the_extractor_is_the_warmed_up_classifier_and_stays(images):
     model.fit(
         (x, y), meta_data=images(16, seed=1), initial_epoch=1, epochs=4, batch_size=8, verbose=0
     )
-    with pytest.raises(ValueError, match="warmup_epochs=1, received 1, as this model is in phase"):
+    wanted = "epochs: expected more than 1, as this model is in phase 2, received 1"
+    with pytest.raises(ArgumentError, match=f"^{wanted}$"):
         model.fit((x, y), epochs=1, batch_size=8, verbose=0)
     assert_same(values(model.frozen_weights), warmed_up)
     assert any((a != b).any() for a, b in zip(values(model.classifier.weights), warmed_up))
@@ -156,7 +158,7 @@ def test_the_extractor_is_the_warmed_up_classifier_and_stays(images):
 def test_label_head_can_start_from_the_classifier(images):
     model = compiled(dense_net(), label_head_init="classifier")
     model.fit(images(40), epochs=1, batch_size=8, verbose=0)
-    model.begin_phase_2()
+    model.begin_phase(2)
     assert_same(values(model.label_head.weights), values(model.classifier.layers[-1].weights))
     x, _ = images(8)
     np.testing.assert_allclose(model.soft_labels(x), model.predict(x, verbose=0), atol=1e-6)
@@ -177,8 +179,8 @@ def test_unlabeled_samples_train_phase_2_only(images):
         dense_net(), augmentation=Spy(), compile_options={"run_eagerly": True}, warmup_epochs=2
     )
     model.fit((x, labels), meta_data=images(16, seed=1), epochs=3, batch_size=8, verbose=0)
-    rows = {name: np.concatenate(batches).reshape(-1, 64) for name, batches in seen.items()}
-    assert all(len(batch) == 8 for batches in seen.values() for batch in batches)
+    rows = {name: np.concatenate(parts).reshape(-1, 64) for name, parts in seen.items()}
+    assert all(len(batch) == 8 for parts in seen.values() for batch in parts)
     labeled = {row.tobytes() for row in x[:24].reshape(-1, 64)}
     assert {row.tobytes() for row in rows["warm-up"]} == labeled and len(rows["warm-up"]) == 48
     assert {row.tobytes() for row in rows["phase 2"]} == {r.tobytes() for r in x.reshape(-1, 64)}
@@ -222,13 +224,13 @@ def test_phase_2_needs_no_label_at_all(images):
 
 def meta_images_seen(model, monkeypatch):
     """The list to which a model run eagerly will add its meta batches."""
-    logits_at, seen = model._logits_at, []
+    logits_at, seen = model.logits_at, []
 
-    def spy(θ_hat, images):
+    def spy(θ_hat, images, moves_batch_norm):
         seen.append(images.numpy())
-        return logits_at(θ_hat, images)
+        return logits_at(θ_hat, images, moves_batch_norm)
 
-    monkeypatch.setattr(model, "_logits_at", spy)
+    monkeypatch.setattr(model, "logits_at", spy)
     return seen
 
 
@@ -270,7 +272,7 @@ def test_accuracy_is_that_of_the_labeled_samples(images):
 def test_metrics_of_phase_2_are_those_of_the_soft_labels(images):
     x, _ = images(16)
     model = compiled(dense_net(), warmup_epochs=0)
-    model.begin_phase_2()
+    model.begin_phase(2)
     labels = np.where(np.arange(16) < 6, model.soft_labels(x).argmax(-1), -1)
     labels[:2] = (labels[:2] + 1) % 4
     history = model.fit(
@@ -329,31 +331,22 @@ def test_unlabeled_images_get_the_dtype_of_the_others(images):
 def test_the_label_head_can_start_from_a_nested_classifier(images):
     net = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(1 / 255), dense_net()])
     model = compiled(net, label_head_init="classifier")
-    model.begin_phase_2()
+    model.begin_phase(2)
     assert_same(values(model.label_head.weights), values(net.layers[-1].layers[-1].weights))
 
 
 # ---- how it runs --------------------------------------------------------------------------------
 
-WAYS = {
-    "as TensorFlow operations": (
-        {"run_eagerly": True},
-        {"jit_compile": False},
-        {"jit_compile": False, "steps_per_execution": 3},
-    ),
-    "by XLA": (
-        {"jit_compile": True},
-        {"jit_compile": True, "steps_per_execution": 5},  # one loop in one program
-        {"jit_compile": True, "steps_per_execution": 4},  # 5 steps have no such divisor
-    ),
-}
+WAYS = (
+    {"run_eagerly": True},
+    {"jit_compile": False},
+    {"jit_compile": False, "steps_per_execution": 5},  # in Keras' own loop
+)
 
 
-@pytest.mark.parametrize("ways", WAYS)
-def test_every_way_to_run_gives_the_same(images, ways):
-    """XLA draws other random numbers, so dropout is compared within each of the two."""
+def test_every_way_to_run_tensorflow_gives_the_same(images):
     ends = []
-    for options in WAYS[ways]:
+    for options in WAYS:
         keras.utils.set_random_seed(0)
         net = conv_net([layers.BatchNormalization(), layers.Dropout(0.3, seed=1)])
         model = fitted(net, images, compile_options=options)
@@ -362,17 +355,6 @@ def test_every_way_to_run_gives_the_same(images, ways):
     for end in ends[1:]:
         for a, b in zip(ends[0], end, strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
-
-
-def test_xla_computes_the_same_as_tensorflow(images):
-    ends = []
-    for jit_compile in (False, True):
-        keras.utils.set_random_seed(0)
-        net = conv_net([layers.BatchNormalization()])
-        model = fitted(net, images, compile_options={"jit_compile": jit_compile})
-        ends.append(values(model.classifier.weights + model.label_head.weights))
-    for a, b in zip(*ends, strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
 
 
 def test_images_held_on_the_gpu_are_the_same_images(images, monkeypatch):
@@ -389,7 +371,7 @@ def test_images_held_on_the_gpu_are_the_same_images(images, monkeypatch):
             (x, y), meta_data=images(20, seed=1), unlabeled_data=images(8, seed=2)[0],
             batch_size=8, epochs=3, verbose=0,
         )  # fmt: skip
-        assert model.image_dtype == "uint8" and model._held == (None, None)
+        assert model.image_dtype == "uint8" and model._held == (None,)
         return values(model.classifier.weights), history.history
 
     weights, by_epoch = trained(1)
@@ -405,23 +387,6 @@ def test_images_held_on_the_gpu_are_the_same_images(images, monkeypatch):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         for name, values_by_epoch in by_epoch.items():
             np.testing.assert_allclose(values_by_epoch, by_epoch_of_held[name], rtol=1e-4)
-
-
-@pytest.mark.parametrize("extra", [layers.BatchNormalization, lambda: layers.Dropout(0.3, seed=1)])
-def test_mixed_precision(images, extra):
-    keras.utils.set_random_seed(0)
-    exact = fitted(conv_net([extra()]), images, epochs=3)
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    keras.utils.set_random_seed(0)
-    by_xla = {"jit_compile": True}
-    model = fitted(conv_net([extra()]), images, epochs=3, compile_options=by_xla)
-    assert model.classifier.layers[1].compute_dtype == "bfloat16"
-    x, _ = images(40)
-    assert model.predict(x, verbose=0).dtype == np.float32
-    np.testing.assert_allclose(
-        model.predict(x, verbose=0), exact.predict(x, verbose=0), atol=0.1
-    )
-    assert model.soft_labels(x).sum(-1) == pytest.approx(1, abs=1e-5)
 
 
 DISTRIBUTE = """
@@ -469,45 +434,6 @@ def test_two_replicas_compute_what_one_does():
     subprocess.run(command, check=True)
 
 
-def test_standard_callbacks_together(images, tmp_path):
-    class Rates(keras.callbacks.Callback):
-        seen = []
-
-        def on_epoch_end(self, epoch, logs=None):
-            self.seen.append(float(self.model.optimizer.learning_rate))
-
-    model = compiled(dense_net())
-    history = model.fit(
-        images(40),
-        meta_data=images(16, seed=1),
-        validation_data=images(16, seed=1),
-        batch_size=8,
-        epochs=6,
-        verbose=2,
-        callbacks=[
-            keras.callbacks.ModelCheckpoint(
-                tmp_path / "best.keras", save_best_only=True, monitor="val_accuracy", mode="max"
-            ),
-            keras.callbacks.EarlyStopping("val_loss", min_delta=100, patience=3),
-            keras.callbacks.TensorBoard(tmp_path / "logs"),
-            keras.callbacks.CSVLogger(tmp_path / "log.csv"),
-            keras.callbacks.LearningRateScheduler(lambda epoch: 0.05 / (epoch + 1)),
-            keras.callbacks.BackupAndRestore(tmp_path / "backup"),
-            Rates(),
-        ],
-    )
-    assert history.epoch == [0, 1, 2, 3]
-    assert Rates.seen == pytest.approx([0.05, 0.025, 0.05 / 3, 0.0125])
-    header, *rows = (tmp_path / "log.csv").read_text().splitlines()
-    at = header.split(",").index("meta_loss")
-    assert len(rows) == 4 and rows[0].split(",")[at] == "nan" and float(rows[1].split(",")[at]) > 0
-    assert np.isnan(history.history["meta_loss"][0])
-    assert list(tmp_path.glob("logs/train/*")) and not (tmp_path / "backup").exists()
-    best = keras.models.load_model(tmp_path / "best.keras")
-    accuracy = best.evaluate(*images(16, seed=1), verbose=0, return_dict=True)["accuracy"]
-    assert accuracy == pytest.approx(max(history.history["val_accuracy"]))
-
-
 @pytest.mark.filterwarnings("ignore:.* meta_loss", "ignore:.*`meta_loss`")
 def test_a_callback_that_monitors_a_metric_of_phase_2_finds_its_best_there(images, tmp_path):
     stop = keras.callbacks.EarlyStopping("meta_loss", mode="min", patience=9)
@@ -522,40 +448,6 @@ def test_a_callback_that_monitors_a_metric_of_phase_2_finds_its_best_there(image
     at = np.nanargmin(history.history["meta_loss"])
     saved = keras.models.load_model(tmp_path / f"{at + 1}-{best.best}.keras")
     assert saved.phase == 2
-
-
-def test_backup_and_restore_continues_in_the_right_phase(images, tmp_path):
-    class Stop(Exception):
-        pass
-
-    class StopAt(keras.callbacks.Callback):
-        def __init__(self, epoch):
-            super().__init__()
-            self.epoch = epoch
-
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == self.epoch:
-                raise Stop
-
-    def build():
-        keras.utils.set_random_seed(0)
-        return compiled(conv_net([layers.Dropout(0.2)]), warmup_epochs=2)
-
-    def fit(model, *callbacks):
-        model.fit(
-            images(40), meta_data=images(16, seed=1), epochs=5, batch_size=8, verbose=0,
-            callbacks=[keras.callbacks.BackupAndRestore(tmp_path), *callbacks],
-        )  # fmt: skip
-
-    unbroken = build()
-    fit(unbroken)
-    for broken_at in (1, 2, 3):
-        with pytest.raises(Stop):
-            fit(build(), StopAt(broken_at))
-        restored = build()
-        fit(restored)
-        assert_same(values(restored.weights), values(unbroken.weights))
-        assert restored.meta_optimizer.iterations == unbroken.meta_optimizer.iterations == 15
 
 
 def test_evaluation_is_whole_where_the_steps_of_a_call_change(images):
@@ -581,9 +473,9 @@ def test_evaluation_of_the_same_images_follows_the_weights(images, jit_compile):
     model = compiled(dense_net(), 2, compile_options={"jit_compile": jit_compile})
     sizes = {11: (3, 1), 4: (1, 0), 8: (2, 0), 1: (1, 0)}
     evaluations = {n: model.evaluation(x[:n], y[:n].astype("uint8"), 4) for n in sizes}
-    for n, (batches, fill) in sizes.items():
-        _, labels = pipeline.stack(x[:n], y[:n], 4)
-        assert len(labels) == batches and (labels == -1).sum() == fill
+    for n, (count, fill) in sizes.items():
+        _, labels = batches.stack(x[:n], y[:n], 4)
+        assert len(labels) == count and (labels == -1).sum() == fill
     before = {}
     for epoch in range(2):
         model.fit(images(40), batch_size=8, epochs=epoch + 1, initial_epoch=epoch, verbose=0)
@@ -606,48 +498,6 @@ def test_samples_without_a_label_are_left_out_of_evaluation(images):
     with_one_more = np.append(x, x[:1], axis=0), np.append(y, -1)
     found = model.evaluate(*with_one_more, batch_size=12, verbose=0, return_dict=True)
     assert found == pytest.approx(labeled, rel=1e-5)
-
-
-def test_load_model_and_initial_epoch_continue_exactly(images, tmp_path):
-    """In warm-up, on the switch, and in phase 2; dropout and augmentation included, and a label
-    head of a subclass."""
-
-    @keras.saving.register_keras_serializable("tests")
-    class WithDropoutHead(MetaLabelNet):
-        def build_label_head(self, num_features):
-            head = super().build_label_head(num_features)
-            return keras.Sequential([keras.Input((num_features,)), layers.Dropout(0.5), head])
-
-    def fit(model, initial_epoch, epochs):
-        meta = images(16, seed=1) if epochs > model.warmup_epochs else None
-        return model.fit(
-            images(40), meta_data=meta, initial_epoch=initial_epoch, epochs=epochs, batch_size=8,
-            verbose=0,
-        ).history  # fmt: skip
-
-    def build():
-        keras.utils.set_random_seed(0)
-        net = conv_net([layers.BatchNormalization(), layers.Dropout(0.3)])
-        augmentation = mln_layers.RandomFlipCrop(1)
-        return compiled(net, 2, model=WithDropoutHead, augmentation=augmentation)
-
-    unbroken = build()
-    history = fit(unbroken, 0, 5)
-    assert len(unbroken.label_head.layers) == 2
-    for broken_at in (1, 2, 3):
-        first = build()
-        fit(first, 0, broken_at)
-        first.save(tmp_path / "run.keras")
-        keras.utils.set_random_seed(99)
-        resumed = keras.models.load_model(tmp_path / "run.keras")
-        rest = fit(resumed, broken_at, 5)
-        assert_same(values(resumed.variables), values(unbroken.variables))
-        assert_same(values(resumed.optimizer.variables), values(unbroken.optimizer.variables))
-        assert_same(
-            values(resumed.meta_optimizer.variables), values(unbroken.meta_optimizer.variables)
-        )
-        for name, column in rest.items():
-            np.testing.assert_array_equal(column, history[name][broken_at:])
 
 
 class Half(layers.Layer):
@@ -738,7 +588,7 @@ def test_a_loaded_model_knows_its_images_dtype(images, tmp_path):
     model.fit((x, y), epochs=1, batch_size=8, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    with pytest.raises(ValueError, match="expected uint8, as in training, received float32"):
+    with pytest.raises(ValueError, match="expected uint8 images, as in training, received float32"):
         loaded.predict(x / np.float32(255), verbose=0)
 
 
@@ -832,9 +682,9 @@ def take_the_cpu_for_a_gpu(monkeypatch):
 def test_images_are_not_held_where_they_would_not_fit(images, monkeypatch):
     take_the_cpu_for_a_gpu(monkeypatch)
     x, _ = images(8)
-    assert pipeline.hold(x)[0] is not None
-    monkeypatch.setattr(pipeline, "HELD_BYTES", x.nbytes - 1)
-    held, same = pipeline.hold(x)
+    assert batches.hold(x)[0] is not None
+    monkeypatch.setattr(batches, "HELD_BYTES", x.nbytes - 1)
+    held, same = batches.hold(x)
     assert held is None and same is x
 
 
@@ -845,7 +695,7 @@ def test_images_are_not_held_where_memory_is_full(images, monkeypatch):
     take_the_cpu_for_a_gpu(monkeypatch)
     monkeypatch.setattr(tf, "convert_to_tensor", full)
     x, _ = images(8)
-    held, same = pipeline.hold(x)
+    held, same = batches.hold(x)
     assert held is None and same is x
 
 
@@ -1024,7 +874,6 @@ def wrap(layer):
         (lambda: wrap([layers.Dense(4, activation="softmax")]), {}, "ends it with an activation"),
         (lambda: wrap([layers.Dense(4), layers.Softmax()]), {}, "ends it with an activation"),
         (lambda: wrap([layers.Dense(4), layers.Activation("sigmoid")]), {}, r"\(sigmoid\)"),
-        (softmax_in_subclass, {"feature_extractor": "features"}, "outputs sum to 1"),
         (subclassed, {}, "feature_extractor: a subclassed classifier"),
         (subclassed, {"feature_extractor": "body"}, "no layer or attribute 'body'"),
         (Subclassed, {"feature_extractor": "features"}, "expected a built model"),
@@ -1079,25 +928,6 @@ def test_float16_is_refused():
         MetaLabelNet(dense_net(), 1)
 
 
-@pytest.mark.parametrize(
-    "scaled",
-    [
-        lambda: keras.optimizers.SGD(0.1, loss_scale_factor=1024),
-        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
-    ],
-)
-def test_an_optimizer_that_scales_the_loss_makes_the_same_steps(images, scaled):
-    ends = []
-    for optimizer in (keras.optimizers.SGD(0.1), scaled()):
-        keras.utils.set_random_seed(0)
-        model = MetaLabelNet(dense_net(), 1)
-        model.compile(optimizer, jit_compile=False)
-        model.fit(images(16), meta_data=images(16), batch_size=8, epochs=2, verbose=0)
-        ends.append(values(model.classifier.trainable_variables))
-    for a, b in zip(*ends, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
 def test_what_a_callback_adds_to_the_logs_is_in_the_history(images):
     model = compiled(dense_net(), compile_options={"jit_compile": False})
     history = model.fit(
@@ -1112,12 +942,6 @@ def test_names_and_functions_are_taken_as_keras_takes_them(images):
     model.compile("adam", "adam", metrics=keras.metrics.sparse_categorical_accuracy)
     assert model.optimizer is not model.meta_optimizer
     assert "sparse_categorical_accuracy" in model.fit(*images(16), batch_size=8, verbose=0).history
-
-
-def test_one_optimizer_for_both_is_refused():
-    optimizer = keras.optimizers.SGD(0.1)
-    with pytest.raises(ValueError, match="meta_optimizer: expected another optimizer"):
-        MetaLabelNet(dense_net(), 1).compile(optimizer, optimizer)
 
 
 BAD_DATA = {
@@ -1135,19 +959,22 @@ BAD_DATA = {
     ),
     "float meta images": (
         lambda d: d | {"meta_data": (d["meta_data"][0] / 255, d["meta_data"][1])},
-        "meta_data: images: expected uint8, as in training, received float32",
+        "meta_data: expected uint8 images, as in training, received float32",
     ),
     "float unlabeled": (
-        lambda d: d | {"unlabeled_data": d["x"] / 255}, "unlabeled_data: images: expected uint8"
+        lambda d: d | {"unlabeled_data": d["x"] / 255}, "unlabeled_data: expected uint8 images"
     ),
     "small meta set": (
         lambda d: d | {"meta_data": tuple(a[:7] for a in d["meta_data"])},
         "meta_data: expected at least one batch, batch_size=8 samples, received 7",
     ),
-    "no meta set": (lambda d: d | {"meta_data": None}, "meta_data: needed from epoch 1 on"),
-    "no phase 2": (lambda d: d | {"epochs": 1}, "epochs: expected more than warmup_epochs=1"),
+    "no meta set": (
+        lambda d: d | {"meta_data": None},
+        "meta_data: needed from epoch 1 on, where phase 2 begins; received None with epochs=2",
+    ),
+    "no phase 2": (lambda d: d | {"epochs": 1}, "epochs: expected more than 1, received 1"),
     "large batch": (
-        lambda d: d | {"batch_size": 41},
+        lambda d: d | {"batch_size": 41, "meta_data": (np.tile(d["x"], (2, 1, 1, 1)), np.tile(d["y"], 2))},
         "x: expected at least one batch, batch_size=41 samples, received 40",
     ),
     "few labels": (
@@ -1177,7 +1004,7 @@ BAD_DATA = {
     ),
     "validation images of another scale": (
         lambda d: d | {"validation_data": (d["x"] / 255, d["y"])},
-        "validation_data: images: expected uint8",
+        "validation_data: expected uint8 images",
     ),
     "validation images alone": (
         lambda d: d | {"validation_data": d["x"]}, r"validation_data: expected \(images, labels\)"
@@ -1239,7 +1066,7 @@ def test_labels_of_a_data_set_to_evaluate_are_refused_when_they_come_up(images):
 def test_a_meta_set_without_a_class_is_warned_of(images):
     x, y = images(40, seed=1)
     some = (x[y % 2 == 0], y[y % 2 == 0])
-    with pytest.warns(UserWarning, match="holds no sample of class 1, 3, so phase 2") as caught:
+    with pytest.warns(UserWarning, match="holds no sample of class 1, 3, so training on") as caught:
         compiled(dense_net()).fit(images(40), meta_data=some, batch_size=8, epochs=2, verbose=0)
     assert caught[0].filename == __file__
 
@@ -1346,7 +1173,7 @@ def test_float_images_are_refused_after_training_on_uint8(images):
     model = fitted(dense_net(), images)
     x, y = images(8)
     for call in (model.soft_labels, lambda x: model.predict(x, verbose=0)):
-        with pytest.raises(ValueError, match="expected uint8, as in training, received float"):
+        with pytest.raises(ValueError, match="expected uint8 images, as in training, received float"):
             call(x / np.float32(255))
 
 
@@ -1354,7 +1181,7 @@ def test_bfloat16_images_are_float_images():
     bfloat16 = tf.bfloat16.as_numpy_dtype
     checks.image_dtype(bfloat16, "float32")
     checks.image_dtype(tf.float32, "bfloat16")
-    with pytest.raises(ValueError, match="images: expected uint8, as in training"):
+    with pytest.raises(ValueError, match="^images: expected uint8 images, as in training"):
         checks.image_dtype(bfloat16, "uint8")
 
 
@@ -1362,13 +1189,13 @@ def test_training_goes_on_with_images_of_the_same_type(images):
     model = compiled(dense_net())
     x, y = images(16)
     model.fit((x, y), epochs=1, batch_size=8, verbose=0)
-    with pytest.raises(ValueError, match="expected uint8, as in training, received float32"):
+    with pytest.raises(ValueError, match="expected uint8 images, as in training, received float32"):
         model.fit((x / 255, y), epochs=1, batch_size=8, verbose=0)
 
 
 def test_soft_labels_need_phase_2(images):
     model = compiled(dense_net())
-    with pytest.raises(ValueError, match="phase 2, which has not begun"):
+    with pytest.raises(ValueError, match="^soft_labels: .* phase 2, not yet begun"):
         model.soft_labels(images(8)[0])
 
 
@@ -1386,7 +1213,7 @@ def test_a_loss_that_is_nan_stops_with_epoch_and_step(images):
 
 def test_images_of_a_generator_have_the_dtype_of_training(images):
     model, (x, y) = fitted(dense_net(), images), images(8)
-    with pytest.raises(ValueError, match="expected uint8, as in training, received float32"):
+    with pytest.raises(ValueError, match="expected uint8 images, as in training, received float32"):
         model.evaluate(((x / np.float32(255), y) for _ in range(1)), verbose=0)
 
 
@@ -1397,7 +1224,7 @@ def test_mixing_needs_data_of_known_length(images):
     for unlabeled in (endless, unknown):
         with pytest.raises(ValueError, match="^unlabeled_data: mixing needs data sets of known"):
             model.fit(noisy, meta_data=images(16, seed=1), unlabeled_data=unlabeled, epochs=2,
-                      verbose=0)  # fmt: skip
+                      batch_size=8, verbose=0)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["unlabeled_data", "meta_data"])
@@ -1406,7 +1233,7 @@ def test_images_of_a_data_set_have_the_scale_of_the_others(images, name):
     x = x / np.float32(255)
     data = {"meta_data": batched(images(16)), name: batched((x, y) if name == "meta_data" else x)}
     model = compiled(dense_net())
-    with pytest.raises(ValueError, match=f"^{name}: images: expected uint8, as in training"):
+    with pytest.raises(ValueError, match=f"^{name}: expected uint8 images, as in training"):
         model.fit(batched(images(40)), **data, epochs=2, verbose=0)
     assert model.optimizer.iterations.numpy() == 0
 

@@ -3,6 +3,7 @@
 What is learned, and from what, is a subclass's; here is how Keras gets there.
 """
 
+import contextlib
 import functools
 import warnings
 
@@ -125,7 +126,10 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
     def logits(self, images, training):
         """f_θ(x) before its softmax, float32 (N, C), of images (N, H, W, channels)."""
         images = ops.cast(images, keras.config.floatx())
-        return ops.cast(self.classifier(images, training=training), keras.config.floatx())
+        # Not for a whole `fit`: what a callback saves is to have the user's policies.
+        with max_pooling_in_float32(self.classifier) if training else contextlib.nullcontext():
+            logits = self.classifier(images, training=training)
+        return ops.cast(logits, keras.config.floatx())
 
     def logits_at(self, weights, images, moves_batch_norm=True):
         """The logits at other weights, in training mode, without changing the classifier's.
@@ -403,7 +407,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
             self.test_function = self.predict_function = None  # they hold the number before
         callbacks.set_params(callbacks.params | {"steps": steps})
         self.make_train_function(force=True)
-        with tensorflow_errors.in_one_line(), max_pooling_in_float32(self.classifier):
+        with tensorflow_errors.in_one_line():
             super().fit(
                 dataset, epochs=epochs.stop, initial_epoch=epochs.start, steps_per_epoch=steps,
                 callbacks=callbacks, shuffle=False, **kwargs,
