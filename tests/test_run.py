@@ -274,34 +274,45 @@ def test_a_class_without_a_meta_sample_is_warned_of_once(tmp_path, capsys):
     assert len([w for w in caught if "no sample" in str(w.message)]) == 1  # that of `splits_of`
 
 
+@pytest.fixture
+def seen_in_training(finished_run, monkeypatch, tmp_path):
+    """Function of a function `look` and flags: what `look()` returns when training would begin."""
+
+    def see(look, *flags):
+        found = []
+        result = read_result(finished_run.directory)
+        monkeypatch.setattr(run, "run", lambda *_: found.append(look()) or result)
+        assert main(*SHORT, *flags, "--output_dir", tmp_path / "run") == 0
+        return found[0]
+
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "a home"))
+    return see
+
+
 @pytest.mark.parametrize(
-    ("gpus", "jit_compile", "expected"),
-    [([], False, True), ([], True, False), (["GPU"], False, False)],
+    ("gpus", "flags", "expected"),
+    [([], [], True), ([], ["--jit_compile"], False), (["GPU"], ["--nojit_compile"], False)],
 )
 def test_kernels_are_deterministic_on_a_cpu_without_xla(
-    tmp_path, monkeypatch, gpus, jit_compile, expected
+    seen_in_training, monkeypatch, gpus, flags, expected
 ):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
-    monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    run.configure_devices({"jit_compile": jit_compile})
-    assert is_op_determinism_enabled() == expected
+    assert seen_in_training(is_op_determinism_enabled, *flags) == expected
 
 
 @pytest.mark.parametrize("given", ["", "--xla_gpu_autotune_level=2"])
-def test_xla_flags_that_were_given_come_last(tmp_path, monkeypatch, given):
+def test_xla_flags_that_were_given_come_last(seen_in_training, tmp_path, monkeypatch, given):
     monkeypatch.setenv("XLA_FLAGS", given)
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "a home"))
-    run.configure_devices({"jit_compile": False})
-    assert os.environ["XLA_FLAGS"] == given
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU"])
     kept = tmp_path / "a home" / "mln_keras_kernels" / f"tensorflow-{tf.__version__}"
-    for _ in range(2):
-        run.configure_devices({"jit_compile": True})
-        assert os.environ["XLA_FLAGS"] == (
-            "--xla_gpu_graph_min_graph_size=1 "
-            f'--xla_gpu_experimental_autotuner_cache_dir="{kept}" '
-            f'--xla_gpu_per_fusion_autotune_cache_dir="{kept}" {given}'
-        )
+    with_ours = (
+        "--xla_gpu_graph_min_graph_size=1 "
+        f'--xla_gpu_experimental_autotuner_cache_dir="{kept}" '
+        f'--xla_gpu_per_fusion_autotune_cache_dir="{kept}" {given}'
+    )
+    for flag, expected in [("--nojit_compile", given), *2 * [("--jit_compile", with_ours)]]:
+        assert seen_in_training(lambda: os.environ["XLA_FLAGS"], flag) == expected
     assert kept.is_dir()
 
 
