@@ -73,7 +73,8 @@ def read_flags(argv):
     try:
         rest = f(argv)
     except flags.Error as error:
-        raise FlagsError(f"{' '.join(str(error).split())}; see --help") from None
+        text = " ".join(str(error).split()).removeprefix("flag ")
+        raise FlagsError(f"{text}; see --help") from None
     if rest[1:]:
         raise FlagsError(f"expected flags only, received {rest[1]!r}; see --help")
     if f.help:

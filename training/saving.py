@@ -39,7 +39,7 @@ class SavesTraining:
         self.compile(**keras.saving.deserialize_keras_object(config))
 
     def training_state(self):
-        """All variables that training changes, but for the random states; a list."""
+        """All variables that training changes, optimizers and random states too; a list."""
         optimizers = [o for o in (self.optimizer, self.meta_optimizer) if o is not None]
         return self.variables + [v for optimizer in optimizers for v in optimizer.variables]
 
