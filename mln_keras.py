@@ -79,6 +79,8 @@ class MetaLabelNet(NoisyLabelModel):
         "average_over_classes", "entropy_weight", "label_head_init", "meta_batch_norm",
     )  # fmt: skip
 
+    second_order = True
+
     def __init__(
         self,
         classifier,

@@ -24,6 +24,7 @@ from mln_keras.data.image_files import ImageFiles
 
 NO_META_SAMPLE = "meta_data: holds no sample of class"
 ONE = range(1)
+MOST_BATCHES = 1000  # of clean data that are looked at before training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +99,10 @@ class TrainingData:
         labeled, everything, self.image_dtype, self.labels = make(
             noisy, unlabeled, expected, batching
         )
-        self._noisy = noisy
+        self._noisy, self._meta = noisy, meta
         expected = dataclasses.replace(expected, dtype=self.image_dtype)
-        meta = _meta_stream(meta, expected, batching)
-        self._streams = {"labeled": labeled, "all": everything, "meta": meta}
+        stream = _meta_stream(meta, expected, batching)
+        self._streams = {"labeled": labeled, "all": everything, "meta": stream}
         one = everything.of(epochs=ONE)
         self.has_known_length = steps_an_epoch(one, ONE) is not None
         self.is_endless = is_endless(one)
@@ -109,6 +110,12 @@ class TrainingData:
     def check(self, phase):
         """Raises ArgumentError where there are too few samples for a batch of this phase."""
         self.batches(phase, ONE)
+
+    def look_at_meta(self):
+        """Reads a Dataset of clean data once, which checks its labels; one without end in part."""
+        if isinstance(self._meta, tf.data.Dataset):
+            for _ in self._streams["meta"].of(epochs=ONE).take(MOST_BATCHES):
+                pass
 
     def first_images(self, count):
         """The first images of x, at most this many, an array."""

@@ -21,6 +21,12 @@ def all_layers(model):
     return list(model._flatten_layers())
 
 
+def forget_accumulated(optimizer):
+    """Empties what `gradient_accumulation_steps` has added up; Keras does so after a step only."""
+    for gradient in getattr(optimizer, "_accumulated_gradients", []):
+        gradient.assign(keras.ops.zeros_like(gradient))
+
+
 class Model(keras.Model):
     """keras.Model with what a training in several `fit` loops needs of Keras' trainer."""
 
