@@ -166,8 +166,13 @@ def run_or_say_why_not(settings, recipe, splits):
     return None
 
 
-def run(settings, recipe, splits):
-    """Trains one run, writes its files and returns its result, the content of result.json."""
+def run(settings, recipe, splits, callbacks=()):
+    """Trains one run, writes its files and returns its result, the content of result.json.
+
+    Args:
+        settings, recipe, splits: as `prepare` takes and returns them.
+        callbacks: Keras callbacks that come before what records an epoch and saves it.
+    """
     directory = settings["output_dir"]
     model = build_model(settings, recipe)
     needs_meta = any(phase.needs_meta for phase in model.phases())
@@ -189,7 +194,11 @@ def run(settings, recipe, splits):
             batch_size=recipe.batch_size,
             epochs=recipe.epochs,
             initial_epoch=state["epoch"] if state else 0,
-            callbacks=[keras.callbacks.LearningRateScheduler(recipe.learning_rate_at), recorder],
+            callbacks=[
+                keras.callbacks.LearningRateScheduler(recipe.learning_rate_at),
+                *callbacks,
+                recorder,
+            ],
             verbose=1 if sys.stdout.isatty() else 0,
         )
     if hasattr(model, "soft_labels"):
