@@ -169,8 +169,13 @@ def run_or_say_why_not(settings, recipe, splits):
     return None
 
 
-def run(settings, recipe, splits):
-    """Trains one run, writes its files and returns its result, the content of result.json."""
+def run(settings, recipe, splits, callbacks=()):
+    """Trains one run, writes its files and returns its result, the content of result.json.
+
+    Args:
+        settings, recipe, splits: as `prepare` takes and returns them.
+        callbacks: Keras callbacks that come before what records an epoch and saves it.
+    """
     directory = settings["output_dir"]
     model = build_model(settings, recipe)
     _, epochs, learning_rate_at = type(model).from_recipe(recipe)
@@ -193,7 +198,11 @@ def run(settings, recipe, splits):
             batch_size=recipe.batch_size,
             epochs=epochs,
             initial_epoch=state["epoch"] if state else 0,
-            callbacks=[keras.callbacks.LearningRateScheduler(learning_rate_at), recorder],
+            callbacks=[
+                keras.callbacks.LearningRateScheduler(learning_rate_at),
+                *callbacks,
+                recorder,
+            ],
             verbose=1 if sys.stdout.isatty() else 0,
         )
     if hasattr(model, "soft_labels"):
