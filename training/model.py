@@ -47,6 +47,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         image_dtype: name of the training images' dtype, None before training.
         phase: integer variable, the number of the phase, from 1.
         loop_length: the number of steps in a program.
+        data_in_fit: `data.inputs.TrainingData` of the `fit` that runs, else None.
 
     Raises:
         ArgumentError: for a classifier without logits of shape (N, C) or in float16, and for an
@@ -72,6 +73,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         self.phase_in_training = 1  # which step is traced; `phase` is what saving saves
         self.loop_length = 1
         self._held = (None,)  # images on the GPU, of each part of a batch
+        self.data_in_fit = None
         # All that training changes is a Keras variable, so that saving saves it.
         self.phase = self.add_weight(
             shape=(), dtype="int32", initializer="ones", trainable=False, name="phase"
@@ -162,6 +164,23 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         for variable in self.optimizer.variables:
             if variable is not self.optimizer.learning_rate:
                 variable.assign(tf.zeros_like(variable))
+
+    def predictions(self, samples):
+        """What the classifier says of the data of the `fit` that runs, each sample once, in order.
+
+        It is for a phase's `begin`; the phase `reads` these samples.
+
+        Args:
+            samples: "labeled" or "meta".
+
+        Yields:
+            (class probabilities float32 (n, C), int32 labels (n,)), NumPy arrays, batch by batch.
+        """
+        predict = tf.function(
+            lambda images: ops.softmax(self.logits(images, training=False)), reduce_retracing=True
+        )
+        for images, labels in self.data_in_fit.every(samples):
+            yield predict(images).numpy(), labels.numpy()
 
     def augment(self, images):
         return images if self.augmentation is None else self.augmentation(images, training=True)
@@ -330,7 +349,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
             validation_data, data.image_dtype, validation_batch_size, validation_steps
         )
         self._check_logits(data)
-        self.image_dtype = data.image_dtype
+        self.image_dtype, self.data_in_fit = data.image_dtype, data
 
         watch = PhasedCallbacks(
             callbacks, self.phase_metrics(), self,
@@ -360,7 +379,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
                 if self.stop_training:
                     break
         finally:
-            self._held, self.train_function = (None,), None  # frees the GPU's memory
+            self._held, self.data_in_fit, self.train_function = (None,), None, None  # frees the GPU
         callbacks.finish()
         left_out = [phase for phase in self.phases()[int(self.phase) :] if phase.start < epochs]
         if left_out:
@@ -369,7 +388,8 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
 
     def begin_phase(self, number):
         """Takes the model into the phase of this number (from 1)."""
-        self.phases()[number - 1].begin()
+        with tensorflow_errors.in_one_line():
+            self.phases()[number - 1].begin()
         self.phase.assign(number)
 
     def _fit_phase(self, data, number, epochs, callbacks, steps_per_epoch, **kwargs):
@@ -377,7 +397,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         phase = self.phases()[number - 1]
         self._held = data.held(phase)
         dataset = data.batches(phase, epochs)
-        steps = steps_per_epoch or batches.steps_an_epoch(dataset, epochs)
+        steps = batches.steps_an_epoch(dataset, epochs) or steps_per_epoch
         self.phase_in_training, self.loop_length = number, 1
         # Keras' own loop over steps is no XLA program, as that could not read from tf.data: a
         # program gets its steps' batches stacked, and `run_step` loops over them.
