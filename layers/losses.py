@@ -8,7 +8,6 @@ import keras
 import numpy as np
 from keras import ops
 
-
 SMALLEST_LABEL = 1e-4  # what symmetric cross-entropy takes for 0 in a one-hot label
 
 

@@ -157,12 +157,12 @@ def linear():
 def test_methods_train_on_their_losses_with_published_defaults(
     images, tmp_path, method, options, formula
 ):
-    (x, labels), y = images(12), None
+    x, labels = images(12)
     y = np.eye(NUM_CLASSES)[labels]
-    model = method(linear(), **options)
-    model.compile(keras.optimizers.SGD(0.5), jit_compile=False)
-    model.save(tmp_path / "model.keras")
-    for model in (model, keras.models.load_model(tmp_path / "model.keras")):
+    new = method(linear(), **options)
+    new.compile(keras.optimizers.SGD(0.5), jit_compile=False)
+    new.save(tmp_path / "model.keras")
+    for model in (new, keras.models.load_model(tmp_path / "model.keras")):
         before = formula(model.classifier.predict(x, verbose=0).astype(float), y).mean()
         history = model.fit(x, labels, batch_size=12, epochs=9, verbose=0).history
         assert history["loss"][0] == pytest.approx(before, rel=1e-5)
