@@ -349,7 +349,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
             validation_data, data.image_dtype, validation_batch_size, validation_steps
         )
         self._check_logits(data)
-        self.image_dtype, self.data_in_fit = data.image_dtype, data
+        self.image_dtype = data.image_dtype
 
         watch = PhasedCallbacks(
             callbacks, self.phase_metrics(), self,
@@ -361,6 +361,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
             validation_batch_size=validation_batch_size, validation_freq=validation_freq,
             validation_steps=validation_steps,
         )  # fmt: skip
+        self.data_in_fit = data
         self._fit_phases(fit_phase, watch, initial_epoch, epochs)
         return self.history
 
