@@ -4,8 +4,6 @@ import pathlib
 
 from mln_keras.command.files import atomic_write, read_csv
 
-COLORS = {"metalabelnet": "tab:blue", "cross_entropy": "tab:orange"}
-
 
 def plot_curves(path, runs):
     """curves.png: accuracy by epoch, the switch to phase 2 marked, as Figure 3 of the paper.
@@ -19,14 +17,14 @@ def plot_curves(path, runs):
 
     figure = matplotlib.figure.Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
-    for directory, result in runs:
+    for number, (directory, result) in enumerate(runs):
         rows = read_csv(pathlib.Path(directory) / "history.csv")
         epochs = [int(row["epoch"]) for row in rows]
         test, meta = (
             [100 * float(row[name]) for row in rows] for name in ("test_accuracy", "meta_accuracy")
         )
         name = result["method"].replace("_", "-")
-        color = COLORS[result["method"]]
+        color = f"C{number}"
         axes.plot(epochs, test, color=color, label=f"{name}, test set")
         if len(runs) == 1:
             axes.plot(epochs, meta, color="0.6", linewidth=0.8, label=f"{name}, meta set")

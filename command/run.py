@@ -211,7 +211,7 @@ def run(settings, recipe, splits, callbacks=()):
     return results.write_results(
         directory,
         model,
-        settings | {"warmup_epochs": recipe.warmup_epochs if needs_meta else None},
+        settings | {"epochs": epochs, "warmup_epochs": getattr(model, "warmup_epochs", None)},
         recorder.rows,
         noise_ratio_actual=splits.noise_ratio,
         seconds=recorder.seconds,

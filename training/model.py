@@ -50,6 +50,7 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
         image_dtype: name of the training images' dtype, None before training.
         phase: integer variable, the number of the phase, from 1.
         loop_length: the number of steps in a program.
+        data_in_fit: `data.inputs.TrainingData` of the `fit` that runs, else None.
 
     Raises:
         ArgumentError: for a classifier without logits of shape (N, C) or in float16, and for an
@@ -77,6 +78,7 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
         self.phase_in_training = 1  # which step is traced; `phase` is what saving saves
         self.loop_length = 1
         self.held = (None,)  # images on the GPU, of each part of a batch
+        self.data_in_fit = None
         # All that training changes is a Keras variable, so that saving saves it.
         self.phase = self.add_weight(
             shape=(), dtype="int32", initializer="ones", trainable=False, name="phase"
@@ -172,6 +174,23 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
         """Gives the classifier these weights, and its optimizer the state of its first step."""
         assign_all(self.classifier.weights, weights)
         forget(self.optimizer)
+
+    def predictions(self, samples):
+        """What the classifier says of the data of the `fit` that runs, each sample once, in order.
+
+        It is for a phase's `begin`; the phase `reads` these samples.
+
+        Args:
+            samples: "labeled" or "meta".
+
+        Yields:
+            (class probabilities float32 (n, C), int32 labels (n,)), NumPy arrays, batch by batch.
+        """
+        predict = tf.function(
+            lambda images: ops.softmax(self.logits(images, training=False)), reduce_retracing=True
+        )
+        for images, labels in self.data_in_fit.every(samples):
+            yield predict(images).numpy(), labels.numpy()
 
     def augment(self, images):
         return images if self.augmentation is None else self.augmentation(images, training=True)
@@ -364,6 +383,7 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
             validation_data=validation_data, validation_batch_size=validation_batch_size,
             validation_freq=validation_freq, validation_steps=validation_steps,
         )  # fmt: skip
+        self.data_in_fit = data
         self._fit_phases(make, fit_phase, watch, initial_epoch, epochs)
         return self.history
 
@@ -382,7 +402,7 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
                 if self.stop_training:
                     break
         finally:
-            self.held, self.train_function = (None,), None
+            self.held, self.data_in_fit, self.train_function = (None,), None, None
             self._functions.free_held()
         callbacks.finish()
         left_out = [phase for phase in self.phases()[self._phase_now() :] if phase.start < epochs]
@@ -426,7 +446,8 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
 
     def begin_phase(self, number):
         """Takes the model into the phase of this number (from 1)."""
-        self.phases()[number - 1].begin()
+        with tensorflow_errors.in_one_line():
+            self.phases()[number - 1].begin()
         self.phase.assign(number)
         if self.compiled:  # gradients of another loss
             keras_private.forget_accumulated(self.optimizer)
@@ -435,7 +456,7 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
         """The `Program` of a phase over a range of its epochs."""
         phase = self.phases()[number - 1]
         dataset = data.batches(phase, epochs)
-        steps = steps_per_epoch or batches.steps_an_epoch(dataset, epochs)
+        steps = batches.steps_an_epoch(dataset, epochs) or steps_per_epoch
         return programs.make_program(
             number, dataset, data.held(phase), steps, self._steps_a_call, self._is_one_program()
         )
