@@ -4,7 +4,13 @@ from mln_keras.layers.augmentation import RandomFlipCrop
 from mln_keras.layers.backbones import cnn8, digits_cnn
 from mln_keras.layers.convolution import AlignedConv2D
 from mln_keras.layers.label_head import LabelHead
-from mln_keras.layers.losses import cross_entropy, entropy, kl_divergence
+from mln_keras.layers.losses import (
+    cross_entropy,
+    entropy,
+    kl_divergence,
+    prior_divergence,
+    soft_cross_entropy,
+)
 from mln_keras.layers.pooling import WindowMaxPooling2D
 
 __all__ = [
@@ -17,4 +23,6 @@ __all__ = [
     "digits_cnn",
     "entropy",
     "kl_divergence",
+    "prior_divergence",
+    "soft_cross_entropy",
 ]
