@@ -395,7 +395,8 @@ def test_the_second_network_is_another_one():
             return self.dense(images)
 
     one, other = Subclassed(), Subclassed()
-    one.build((None, INPUTS)), other.build((None, INPUTS))
+    for model in (one, other):
+        model(np.zeros((1, INPUTS)))
     with pytest.raises(ArgumentError, match="second_classifier: needed, as a subclassed"):
         CoTeaching(one, 0.2)
     assert CoTeaching(one, 0.2, second_classifier=other).second_classifier is other
@@ -443,7 +444,7 @@ REPLICAS = """
 import sys; sys.path.insert(0, sys.argv[1])
 import os; os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 import numpy as np, tensorflow as tf, keras
-from mln_keras.methods import CoTeaching, JointOptimization, Pencil
+from mln_keras.methods import Pencil
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
@@ -454,23 +455,18 @@ def net():
         keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(),
         keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(4),
     ])
-builds = [
-    lambda: JointOptimization(net(), label_epoch=2, first_epochs=4, prior_weight=0.0),
-    lambda: Pencil(net(), stage_2_epoch=1, stage_3_epoch=4),
-    lambda: CoTeaching(net(), 0.0),  # each replica picks among its own samples
-]
-for build in builds:
-    ends = []
-    for strategy in (tf.distribute.get_strategy(),
-                     tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
-        keras.utils.set_random_seed(0)
-        with strategy.scope():
-            model = build()
-            model.compile(keras.optimizers.SGD(0.05, momentum=0.9), jit_compile=False)
-        model.fit((x, y), batch_size=8, epochs=5, verbose=0)
-        ends.append([w.numpy() for w in model.variables if w.dtype == "float32"])
-    for a, b in zip(*ends, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+ends = []
+for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = Pencil(net(), stage_2_epoch=0, label_learning_rate=100.0)
+        model.compile(keras.optimizers.SGD(0.05, momentum=0.9), jit_compile=False)
+    model.fit((x, y), batch_size=8, epochs=3, verbose=0)
+    ends.append([w.numpy() for w in model.classifier.weights] + [model.sample_soft_labels()])
+for a, b in zip(*ends, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+moved = (ends[0][-1].max(-1) < 0.99).mean()
+assert moved > 0.5, moved
 """
 
 
