@@ -181,6 +181,8 @@ def run(settings, recipe, splits, callbacks=()):
     _, epochs, learning_rate_at = type(model).from_recipe(recipe)
     needs_meta = any(phase.needs_meta for phase in model.phases())
     state, weights = checkpoints.load_checkpoint(directory)
+    if model.keeps_samples:
+        model.see_samples(splits.given_labels)  # makes what the weights are loaded into
     if state is not None:
         model.load_weights(weights)
     held_out = {
@@ -208,6 +210,8 @@ def run(settings, recipe, splits, callbacks=()):
     if hasattr(model, "soft_labels"):
         soft_labels = model.soft_labels(splits.train_images)
         results.write_soft_labels(directory, splits.given_labels, soft_labels)
+    if model.keeps_samples:
+        results.write_soft_labels(directory, splits.given_labels, model.sample_soft_labels())
     return results.write_results(
         directory,
         model,

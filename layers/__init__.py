@@ -15,6 +15,8 @@ from mln_keras.layers.losses import (
     soft_bootstrap,
     symmetric_cross_entropy,
     symmetric_cross_entropy_as_run,
+    prior_divergence,
+    soft_cross_entropy,
 )
 from mln_keras.layers.pooling import WindowMaxPooling2D
 
@@ -35,4 +37,6 @@ __all__ = [
     "soft_bootstrap",
     "symmetric_cross_entropy",
     "symmetric_cross_entropy_as_run",
+    "prior_divergence",
+    "soft_cross_entropy",
 ]

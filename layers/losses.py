@@ -4,6 +4,8 @@ Soft labels ŷ are passed as the logits of the label head, so that log ŷ is a l
 where the authors' program needs `+ 1e-10` inside the logarithm.
 """
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -172,3 +174,33 @@ def forward_cross_entropy_as_run(labels, logits, transition):
     log_prediction = ops.log_softmax(ops.softmax(ops.matmul(logits, transition)))
     one_hot = ops.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     return -ops.sum(one_hot * log_prediction, axis=-1)
+
+
+def soft_cross_entropy(soft_labels, logits):
+    """Cross-entropy with soft labels.
+
+    Args:
+        soft_labels: float (N, C), distributions.
+        logits: float (N, C).
+
+    Returns:
+        float32 (N,), in nats.
+    """
+    return -ops.sum(soft_labels * ops.log_softmax(ops.cast(logits, keras.config.floatx())), axis=-1)
+
+
+def prior_divergence(logits):
+    """KL(uniform ‖ mean_N p), how far a batch's mean prediction is from all classes alike.
+
+    Args:
+        logits: float (N, C); p is their softmax.
+
+    Returns:
+        float32 scalar, in nats.
+
+    Reference: Tanaka et al., CVPR 2018, with the uniform prior.
+    """
+    log_predictions = ops.log_softmax(ops.cast(logits, keras.config.floatx()))
+    size, num_classes = ops.shape(logits)
+    log_sum = ops.logsumexp(log_predictions, axis=0)
+    return ops.log(ops.cast(size, log_sum.dtype)) - math.log(num_classes) - ops.mean(log_sum)

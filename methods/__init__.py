@@ -9,6 +9,10 @@ from mln_keras.methods.generalized_cross_entropy import GeneralizedCrossEntropy
 from mln_keras.methods.gold_loss_correction import GoldLossCorrection
 from mln_keras.methods.meta_only import MetaOnly
 from mln_keras.methods.symmetric_cross_entropy import SymmetricCrossEntropy
+from mln_keras.methods.co_teaching import CoTeaching
+from mln_keras.methods.cross_entropy import CrossEntropy
+from mln_keras.methods.joint_optimization import JointOptimization
+from mln_keras.methods.pencil import Pencil
 
 METHODS = {
     "metalabelnet": MetaLabelNet,
@@ -20,6 +24,9 @@ METHODS = {
     "gold_loss_correction": GoldLossCorrection,
     "meta_only": MetaOnly,
     "symmetric_cross_entropy": SymmetricCrossEntropy,
+    "co_teaching": CoTeaching,
+    "joint_optimization": JointOptimization,
+    "pencil": Pencil,
 }
 
 __all__ = [
@@ -33,4 +40,9 @@ __all__ = [
     "MetaLabelNet",
     "MetaOnly",
     "SymmetricCrossEntropy",
+    "CoTeaching",
+    "CrossEntropy",
+    "JointOptimization",
+    "MetaLabelNet",
+    "Pencil",
 ]

@@ -98,6 +98,13 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
         """Layers in training besides classifier and augmentation, a list."""
         return []
 
+    def optimized_weights(self):
+        """What the optimizer trains, a list of variables."""
+        return self.classifier.trainable_variables
+
+    def begin_epoch(self, epoch):
+        """Called before each epoch's first step, with the (0-based) number of the epoch."""
+
     def see_samples(self, labels):
         """Called at the start of `fit` where the model `keeps_samples`.
 
@@ -255,7 +262,7 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
         self.build_metrics(
             keras.KerasTensor((None,), "int32"), keras.KerasTensor((None, self.num_classes))
         )
-        self.optimizer.build(self.classifier.trainable_variables)
+        self.optimizer.build(self.optimized_weights())
         if meta_optimizer is not None:
             self.meta_optimizer.build(self.meta_weights())
         self._sum_up = tf.function(self._losses_and_hits, jit_compile=self.jit_compile)
