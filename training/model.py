@@ -87,8 +87,16 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         """What the meta optimizer trains, a list of variables."""
         return []
 
+    def default_meta_optimizer(self):
+        """The meta optimizer where `compile` is given none: MetaLabelNet's Adam, 1e-2."""
+        return keras.optimizers.Adam(1e-2, epsilon=1e-8)
+
     def other_layers(self):
         """Layers in training besides classifier and augmentation, a list."""
+        return []
+
+    def inference_variables(self):
+        """Variables besides the classifier's that `logits` reads in inference mode, a list."""
         return []
 
     def see_samples(self, labels):
@@ -187,7 +195,8 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
             optimizer: of the classifier, λ in Eq. 13; the paper's is SGD with momentum 0.9. One
                 with `use_ema` puts its means in the weights' place at the end of each phase.
             meta_optimizer: of what a meta-gradient trains (the label head, β in Eq. 10); another
-                instance than `optimizer`. None is the paper's Adam, 1e-2.
+                instance than `optimizer`. None is the method's own, for MetaLabelNet the paper's
+                Adam, 1e-2.
             metrics: Keras metrics of (given labels, class probabilities); they take sample
                 weights, and those of unlabeled samples are 0.
             jit_compile, run_eagerly: as `keras.Model.compile`.
@@ -244,7 +253,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
                 raise ArgumentError("meta_optimizer", "this method has no use for it; leave it out")
             return _without_loss_scale("optimizer", optimizer), None
         if meta_optimizer is None:
-            meta_optimizer = keras.optimizers.Adam(1e-2, epsilon=1e-8)
+            meta_optimizer = self.default_meta_optimizer()
         meta_optimizer = keras.optimizers.get(meta_optimizer)
         return (
             _without_loss_scale("optimizer", optimizer),
@@ -320,7 +329,8 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
             ),
         )  # fmt: skip
         if self.keeps_samples:
-            self.see_samples(data.labels)
+            with self.distribute_strategy.scope():
+                self.see_samples(data.labels)
         for number, _ in phases.plan(self.phases(), int(self.phase), initial_epoch, epochs):
             data.check(self.phases()[number - 1])
         _check_steps(steps_per_epoch, data)
@@ -569,6 +579,8 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         images = tf.TensorSpec([None, *self.image_shape], dtype, name="images")
         archive = keras.export.ExportArchive()
         archive.track(self.classifier)
+        if self.inference_variables():
+            archive.add_variable_collection("others", self.inference_variables())
         archive.add_endpoint(
             "serve",
             lambda images: {"probabilities": self(images, training=False)},
