@@ -26,7 +26,7 @@ def plot_curves(path, runs):
             [100 * float(row[name]) for row in rows] for name in ("test_accuracy", "meta_accuracy")
         )
         name = result["method"].replace("_", "-")
-        color = COLORS[result["method"]]
+        color = COLORS.get(result["method"], "tab:green")
         axes.plot(epochs, test, color=color, label=f"{name}, test set")
         if len(runs) == 1:
             axes.plot(epochs, meta, color="0.6", linewidth=0.8, label=f"{name}, meta set")

@@ -49,7 +49,7 @@ class MSLG(CrossEntropy):
         model = MSLG(classifier, warmup_epochs=44)
         model.compile(keras.optimizers.SGD(1e-2, momentum=0.9))
         model.fit((images, noisy_labels), meta_data=(meta_images, meta_labels), epochs=120)
-        soft_labels = keras.ops.softmax(model.soft_label_logits)
+        model.sample_soft_labels()  # (N, C), what the labels have become
 
     Reference: G. Algan and I. Ulusoy, "Meta Soft Label Generation for Noisy Labels", ICPR 2020.
     """
@@ -94,7 +94,7 @@ class MSLG(CrossEntropy):
         self.num_samples = num_samples
         self.soft_label_logits = self.add_weight(
             shape=(num_samples, self.num_classes), initializer="zeros", trainable=False,
-            aggregation="mean", name="soft_label_logits",
+            autocast=False, aggregation="mean", name="soft_label_logits",
         )  # fmt: skip
 
     def see_samples(self, labels):
@@ -106,7 +106,7 @@ class MSLG(CrossEntropy):
                 f"expected the {self.num_samples} samples that this model keeps soft labels of, "
                 f"received {len(labels)}",
             )
-        self._given_labels = labels
+        self.given_labels = labels
 
     def phases(self):
         return (
@@ -131,7 +131,7 @@ class MSLG(CrossEntropy):
         self._step((images, labels))
 
     def _begin_phase_2(self):
-        one_hot = keras.ops.one_hot(self._given_labels, self.num_classes)
+        one_hot = keras.ops.one_hot(self.given_labels, self.num_classes)
         self.soft_label_logits.assign(self.label_scale * one_hot)
 
     def _phase_2_step(self, noisy_batch, meta_batch):
@@ -161,6 +161,16 @@ class MSLG(CrossEntropy):
 
         self.meta_loss.update_state(meta_loss)
         self.update_metrics(loss, given_labels, logits)
+
+    def sample_soft_labels(self):
+        """What the labels have become, float32 array (N, C); rows sum to 1.
+
+        Raises:
+            ArgumentError: before phase 2 has begun.
+        """
+        if self.phase == 1:
+            raise ArgumentError("sample_soft_labels", "they begin in phase 2, not yet begun")
+        return keras.ops.convert_to_numpy(keras.ops.softmax(self.soft_label_logits))
 
     def _mean(self, losses):
         """Over batch and classes, of losses (N,) that are sums over the classes."""

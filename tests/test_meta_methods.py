@@ -205,12 +205,15 @@ def test_soft_labels_of_mslg_start_at_the_given_labels_and_belong_to_these_sampl
     model = compiled(MSLG(network(), 1))
     model.fit((x, y), batch_size=2, verbose=0)
     assert model.soft_label_logits.shape == (BATCH, C)
+    with pytest.raises(ArgumentError, match="sample_soft_labels: .*not yet begun"):
+        model.sample_soft_labels()
     model.begin_phase(2)
     expected = 10 * np.eye(C)[y] * (y >= 0)[:, None]
     np.testing.assert_array_equal(model.soft_label_logits.numpy(), expected)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(again.soft_label_logits.numpy(), expected)
+    soft_labels = np.exp(expected) / np.exp(expected).sum(1, keepdims=True)
+    np.testing.assert_allclose(again.sample_soft_labels(), soft_labels, 1e-6)
     meta = (x[:C], np.arange(C))
     with pytest.raises(ArgumentError, match="x: expected the 5 samples .* received 4"):
         again.fit((x[:4], y[:4]), meta_data=meta, batch_size=2, epochs=2, verbose=0)
@@ -274,13 +277,13 @@ def turned(labels, features):
 
 @pytest.mark.parametrize("as_run", [False, True])
 def test_updates_of_mlnt(float64, monkeypatch, as_run):
-    x, y = drawn(2)
+    x, y = drawn(3)
     model = compiled(
-        MLNT(network(), 1, delay_epochs=1, label_sets=2, inner_learning_rate=0.7, decay=0.75,
-             ramp_up_steps=1, weight_decay=1e-2, as_run=as_run)
+        MLNT(network(), 1, delay_epochs=1, label_sets=2, inner_learning_rate=0.7, decay=0.995,
+             ramp_up_steps=2, weight_decay=1e-2, as_run=as_run)
     )  # fmt: skip
     monkeypatch.setattr(model, "synthetic_labels", turned)
-    options = {"inner_learning_rate": 0.7, "decay": 0.75, "ramp_up_steps": 1e-9 if as_run else 1}
+    options = {"inner_learning_rate": 0.7, "decay": 0.995, "ramp_up_steps": 1e-9 if as_run else 2}
     initial, reference = Numpy(model), NumpyMLNT(model, **options)
     steps = {"mentor": reference.warmup_step, "student": reference.warmup_step,
              "student with teacher": reference.step}  # fmt: skip
@@ -299,7 +302,7 @@ def test_updates_of_mlnt(float64, monkeypatch, as_run):
     expected = reference.probabilities(x[0], *(student if as_run else teacher))
     np.testing.assert_allclose(model.predict(x[0], verbose=0), expected, 1e-6)
     assert np.abs(expected - reference.probabilities(x[0], *student)).max() == 0 or not as_run
-    assert np.abs(reference.teacher[0] - reference.θ[0]).max() > 1e-3
+    assert np.abs(reference.teacher[0] - reference.θ[0]).max() > 1e-2
 
 
 def test_what_mlnt_ran_for_table_1():
