@@ -220,13 +220,21 @@ class MetaLabelNet(NoisyLabelModel):
             loss_e = self._mean(entropy(logits))  # Eq. 12
             loss = loss_c + self.entropy_weight * loss_e
             objective = loss + regularization
-        self.apply_gradients(self.optimizer, gradient(tape, objective, θ), θ)  # Eq. 13
+        gradient_θ = self.classifier_gradient(tape, objective, meta_batch)
+        self.apply_gradients(self.optimizer, gradient_θ, θ)  # Eq. 13
 
         self.meta_loss.update_state(meta_loss)
         self.soft_label_entropy.update_state(entropy(soft_label_logits))
         agreement = ops.argmax(soft_label_logits, -1) == ops.cast(given_labels, "int32")
         self.soft_label_agreement.update_state(agreement, sample_weight=given_labels >= 0)
         self.update_metrics(loss, given_labels, logits)
+
+    def classifier_gradient(self, tape, objective, meta_batch):
+        """What the step of Eq. 13 follows: the gradient by θ of the objective on the tape, a list.
+
+        A subclass that learns from the clean images directly adds their gradient here.
+        """
+        return gradient(tape, objective, self.classifier.trainable_variables)
 
     def classification_loss(self, logits, soft_label_logits):
         """L_c of Eq. 6 and 11, a float32 scalar, of logits float32 (N, C) both."""

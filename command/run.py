@@ -180,6 +180,8 @@ def run(settings, recipe, splits, callbacks=()):
     model = build_model(settings, recipe)
     _, epochs, learning_rate_at = type(model).from_recipe(recipe)
     needs_meta = any(phase.needs_meta for phase in model.phases())
+    if model.keeps_samples:  # it makes the variables that a checkpoint is loaded into
+        model.see_samples(splits.given_labels)
     state, weights = checkpoints.load_checkpoint(directory)
     if model.keeps_samples:
         model.see_samples(splits.given_labels)  # makes what the weights are loaded into

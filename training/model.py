@@ -94,6 +94,10 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
         """What the meta optimizer trains, a list of variables."""
         return []
 
+    def default_meta_optimizer(self):
+        """The meta optimizer where `compile` is given none: MetaLabelNet's Adam, 1e-2."""
+        return keras.optimizers.Adam(1e-2, epsilon=1e-8)
+
     def other_layers(self):
         """Layers in training besides classifier and augmentation, a list."""
         return []
@@ -104,6 +108,10 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
 
     def begin_epoch(self, epoch):
         """Called before each epoch's first step, with the (0-based) number of the epoch."""
+
+    def inference_variables(self):
+        """Variables besides the classifier's that `logits` reads in inference mode, a list."""
+        return []
 
     def see_samples(self, labels):
         """Called at the start of `fit` where the model `keeps_samples`.
@@ -223,7 +231,8 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
             optimizer: of the classifier, λ in Eq. 13; the paper's is SGD with momentum 0.9. One
                 with `use_ema` puts its means in the weights' place at the end of each phase.
             meta_optimizer: of what a meta-gradient trains (the label head, β in Eq. 10); another
-                instance than `optimizer`. None is the paper's Adam, 1e-2.
+                instance than `optimizer`. None is the method's own, for MetaLabelNet the paper's
+                Adam, 1e-2.
             metrics: Keras metrics of (given labels, class probabilities); they take sample
                 weights, and those of unlabeled samples are 0.
             jit_compile, run_eagerly: as `keras.Model.compile`.
@@ -281,7 +290,7 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
                 raise ArgumentError("meta_optimizer", "this method has no use for it; leave it out")
             return _without_loss_scale("optimizer", optimizer), None
         if meta_optimizer is None:
-            meta_optimizer = keras.optimizers.Adam(1e-2, epsilon=1e-8)
+            meta_optimizer = self.default_meta_optimizer()
         meta_optimizer = keras.optimizers.get(meta_optimizer)
         return (
             _without_loss_scale("optimizer", optimizer),
@@ -377,7 +386,8 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
             self._first_weights = [ops.convert_to_numpy(weight) for weight in trained]
         self.image_dtype = data.image_dtype
         if self.keeps_samples:
-            self.see_samples(data.labels)
+            with self.distribute_strategy.scope():
+                self.see_samples(data.labels)
         make = functools.partial(self._make_program, data, steps_per_epoch)
         self._look_ahead(data, [make(number, epochs_of) for number, epochs_of in planned])
 
@@ -667,6 +677,8 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
         images = tf.TensorSpec([None, *self.image_shape], dtype, name="images")
         archive = keras.export.ExportArchive()
         archive.track(self.classifier)
+        if self.inference_variables():
+            archive.add_variable_collection("others", self.inference_variables())
         archive.add_endpoint(
             "serve",
             lambda images: {"probabilities": self(images, training=False)},
