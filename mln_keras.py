@@ -79,7 +79,9 @@ class MetaLabelNet(NoisyLabelModel):
         "average_over_classes", "entropy_weight", "label_head_init", "meta_batch_norm",
     )  # fmt: skip
 
-    second_order = True
+    second_order = needs_meta = True
+    chosen_from = 2
+    flags = ("warmup_epochs", "meta_learning_rate", "inner_learning_rate")
 
     def __init__(
         self,
@@ -297,7 +299,6 @@ def meta_gradient(model, tape, g, φ, α, meta_batch, moves_batch_norm=True):
     return meta_loss, gradient(tape, g, φ, output_gradients=[-α * d for d in u])  # Eq. 10
 
 
-import mln_keras.methods  # noqa: E402, F401: so that `load_model` knows the class of every method
 
 if __name__ == "__main__":
     from mln_keras.command.run import main

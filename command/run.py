@@ -1,6 +1,7 @@
 """One run, from flags to files, and the demonstration, which is two."""
 
 import contextlib
+import inspect
 import os
 import sys
 import warnings
@@ -178,10 +179,8 @@ def run(settings, recipe, splits, callbacks=()):
     """
     directory = settings["output_dir"]
     model = build_model(settings, recipe)
-    _, epochs, learning_rate_at = type(model).from_recipe(recipe)
+    _, epochs, learning_rate_at = plan_of(settings, recipe)
     needs_meta = any(phase.needs_meta for phase in model.phases())
-    if model.keeps_samples:  # it makes the variables that a checkpoint is loaded into
-        model.see_samples(splits.given_labels)
     state, weights = checkpoints.load_checkpoint(directory)
     if model.keeps_samples:
         model.see_samples(splits.given_labels)  # makes what the weights are loaded into
@@ -225,13 +224,28 @@ def run(settings, recipe, splits, callbacks=()):
     )
 
 
+def plan_of(settings, recipe):
+    """The method's arguments, its number of epochs and its learning rate by epoch."""
+    method = METHODS[settings["method"]]
+    given = {
+        name: settings[name]
+        for name in ("as_run", "clean_weight", "fine_tune_epochs")
+        if settings[name] is not None and name in method.flags
+    }
+    of_plan = given.keys() & inspect.signature(method.from_recipe).parameters.keys()
+    options, epochs, learning_rate_at = method.from_recipe(
+        recipe, **{name: given[name] for name in of_plan}
+    )
+    options |= {name: given[name] for name in given.keys() - of_plan}
+    return options, epochs, learning_rate_at
+
+
 def build_model(settings, recipe):
     """The recipe's model, compiled. Sets Keras' global seed and dtype policy, which stay so."""
     keras.utils.set_random_seed(settings["seed"])
     keras.config.set_dtype_policy("mixed_bfloat16" if settings["mixed_precision"] else "float32")
-    method = METHODS[settings["method"]]
-    options, _, _ = method.from_recipe(recipe)
-    model = method(
+    options, _, _ = plan_of(settings, recipe)
+    model = METHODS[settings["method"]](
         recipe.build_classifier(),
         augmentation=recipe.build_augmentation(vertical_flip=recipe.vertical_flip),
         shuffle_meta=False,  # their order is drawn already, with the split
@@ -239,7 +253,7 @@ def build_model(settings, recipe):
         **options,
     )
     meta_optimizer = None
-    if model.meta_weights():
+    if "meta_learning_rate" in model.flags:
         meta_optimizer = keras.optimizers.Adam(recipe.meta_learning_rate, epsilon=1e-8)
     model.compile(
         keras.optimizers.SGD(recipe.learning_rate, momentum=0.9),

@@ -168,7 +168,7 @@ class TrainingData:
 
 
 def _from_dataset(noisy, unlabeled, expected, batching):
-    """The streams of labeled and of all samples of a tf.data.Dataset, the images' dtype, no labels."""
+    """The streams of labeled and of all samples of a Dataset, the images' dtype, no labels."""
     if batching.with_rows:
         raise ArgumentError(
             "x",
@@ -212,7 +212,7 @@ def _unlabeled_batches(unlabeled, image_shape, dtype, batching):
 
 
 def _from_arrays(noisy, unlabeled, expected, batching):
-    """The streams of labeled and of all samples of arrays or files, the images' dtype and labels."""
+    """The streams of labeled and of all samples of arrays, the images' dtype, the labels."""
     images, labels = _checked_arrays("x", noisy, expected, allow_unlabeled=True)
     dtype, held = images.dtype.name, None
     if unlabeled is not None:

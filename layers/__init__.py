@@ -12,11 +12,11 @@ from mln_keras.layers.losses import (
     generalized_cross_entropy,
     hard_bootstrap,
     kl_divergence,
+    prior_divergence,
     soft_bootstrap,
+    soft_cross_entropy,
     symmetric_cross_entropy,
     symmetric_cross_entropy_as_run,
-    prior_divergence,
-    soft_cross_entropy,
 )
 from mln_keras.layers.pooling import WindowMaxPooling2D
 

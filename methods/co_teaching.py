@@ -57,6 +57,8 @@ class CoTeaching(NoisyLabelModel):
     Robust Training of Deep Neural Networks with Extremely Noisy Labels", NeurIPS 2018, Algorithm 1.
     """
 
+    flags = ("as_run",)
+
     config_names = (*NoisyLabelModel.config_names, "noise_rate", "ramp_epochs", "as_run")
 
     def __init__(

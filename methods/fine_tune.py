@@ -18,6 +18,9 @@ class FineTune(CrossEntropy):
         warmup_epochs: epochs on the noisy samples; an epoch after them goes over the meta set.
     """
 
+    needs_meta = True
+    flags = ("warmup_epochs",)
+
     config_names = (*CrossEntropy.config_names, "warmup_epochs")
 
     def __init__(self, classifier, warmup_epochs, **options):

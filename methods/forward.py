@@ -40,6 +40,8 @@ class Forward(LossCorrection):
     Robust to Label Noise: a Loss Correction Approach", CVPR 2017.
     """
 
+    flags = ("warmup_epochs",)
+
     config_names = (*LossCorrection.config_names, "percentile", "as_run")
 
     def __init__(

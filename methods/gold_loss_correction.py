@@ -36,6 +36,9 @@ class GoldLossCorrection(LossCorrection):
     Networks on Labels Corrupted by Severe Noise", NeurIPS 2018.
     """
 
+    needs_meta = True
+    flags = ("warmup_epochs",)
+
     def __init__(self, classifier, warmup_epochs, **options):
         checks.integer("warmup_epochs", warmup_epochs, 1)
         super().__init__(classifier, warmup_epochs, **options)

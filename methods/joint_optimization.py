@@ -63,6 +63,8 @@ class JointOptimization(KeepsSamples):
     Learning with Noisy Labels", CVPR 2018.
     """
 
+    flags = ("as_run",)
+
     config_names = (
         *KeepsSamples.config_names, "label_epoch", "first_epochs", "averaged_epochs",
         "prior_weight", "entropy_weight", "as_run",

@@ -18,6 +18,8 @@ class MetaOnly(CrossEntropy):
         classifier, **options: as `training.model.NoisyLabelModel`.
     """
 
+    needs_meta = True
+
     def phases(self):
         return (Phase("training", samples="meta"),)
 

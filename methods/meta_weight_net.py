@@ -45,6 +45,8 @@ class MetaWeightNet(NoisyLabelModel):
     Learning an Explicit Mapping For Sample Weighting", NeurIPS 2019, Algorithm 1.
     """
 
+    second_order = needs_meta = True
+
     config_names = (*NoisyLabelModel.config_names, "hidden_units")
 
     def __init__(self, classifier, *, hidden_units=100, **options):

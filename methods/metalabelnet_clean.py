@@ -39,6 +39,8 @@ class MetaLabelNetClean(MetaLabelNet):
         model.fit((images, noisy_labels), meta_data=(meta_images, meta_labels), epochs=180)
     """
 
+    flags = (*MetaLabelNet.flags, "clean_weight", "fine_tune_epochs")
+
     config_names = (*MetaLabelNet.config_names, "clean_weight", "fine_tune_from")
 
     def __init__(

@@ -63,6 +63,9 @@ class MLNT(CrossEntropy):
     Data", CVPR 2019, and their program.
     """
 
+    second_order = True
+    flags = ("as_run",)
+
     config_names = (
         *CrossEntropy.config_names, "mentor_epochs", "inner_learning_rate", "label_sets",
         "neighbors", "decay", "delay_epochs", "ramp_up_steps", "feature_extractor", "as_run",

@@ -54,6 +54,10 @@ class MSLG(CrossEntropy):
     Reference: G. Algan and I. Ulusoy, "Meta Soft Label Generation for Noisy Labels", ICPR 2020.
     """
 
+    second_order = needs_meta = True
+    chosen_from = 2
+    flags = ("warmup_epochs",)
+
     config_names = (
         *CrossEntropy.config_names, "warmup_epochs", "inner_learning_rate", "label_learning_rate",
         "label_scale", "entropy_weight", "num_samples",

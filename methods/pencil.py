@@ -67,6 +67,8 @@ class Pencil(KeepsSamples):
     Labels", CVPR 2019.
     """
 
+    flags = ("as_run",)
+
     config_names = (*KeepsSamples.config_names, *PUBLISHED, "as_run")
 
     def __init__(

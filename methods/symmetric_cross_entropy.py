@@ -26,6 +26,8 @@ class SymmetricCrossEntropy(CrossEntropy):
     Robust Learning with Noisy Labels", ICCV 2019.
     """
 
+    flags = ("as_run",)
+
     config_names = (*CrossEntropy.config_names, "alpha", "beta", "as_run")
 
     def __init__(self, classifier, *, alpha=0.1, beta=1.0, as_run=False, **options):

@@ -60,6 +60,9 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
     config_names = ("weight_decay", "shuffle_meta", "seed")
     keeps_samples = False
     second_order = False  # whether it needs the derivative of the classifier's gradient
+    needs_meta = False  # whether it learns from the clean data
+    chosen_from = 1  # the phase, from 1, from which on the command line looks for the best epoch
+    flags = ()  # of the command line, those that this method takes and not all others do
 
     def __init__(
         self, classifier, augmentation=None, weight_decay=1e-4, shuffle_meta=True, seed=0, **kwargs
@@ -449,7 +452,7 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
         """
         if self._first_weights is None:
             raise ArgumentError(
-                "start_over", "a loaded model has no first weights; build a new classifier and model"
+                "start_over", "a loaded model has no first weights; build a new classifier"
             )
         trained = [*self.classifier.weights, *self.meta_weights()]
         assign_all(trained, self._first_weights)
@@ -726,7 +729,7 @@ def _loop(step, batches, length):
 def _without_loss_scale(name, optimizer):
     is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if is_scaled or getattr(optimizer, "loss_scale_factor", None):
-        raise ArgumentError(name, "expected one that does not scale the loss, as bfloat16 needs none")
+        raise ArgumentError(name, "expected one that does not scale the loss: bfloat16 needs none")
     return optimizer
 
 

@@ -78,7 +78,7 @@ def _between(start, ends):
 
 
 def _layer_of(operation, classifier):
-    """The layer of an operation, in words: its name, perhaps numbered, is part of the operation's."""
+    """The layer of an operation, in words: the operation's name holds its name, or one numbered."""
     names = {layer.name for layer in keras_private.all_layers(classifier)} - {classifier.name}
     for part in reversed(operation.name.split("/")):
         for name in (part, re.sub(r"_\d+$", "", part)):
