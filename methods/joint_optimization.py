@@ -151,13 +151,12 @@ class JointOptimization(KeepsSamples):
         A sample that has been in no batch, as one without a label, has 1/C for each class.
 
         Raises:
-            ArgumentError: before training, and where labels never change.
+            ArgumentError: before `fit`, and where labels never change.
         """
         if self.as_run:
             raise ArgumentError("sample_soft_labels", "as_run=True leaves the labels as they are")
         if self.num_samples is None:
-            text = "the labels change in training, not yet begun"
-            raise ArgumentError("sample_soft_labels", text)
+            raise ArgumentError("sample_soft_labels", "the labels change in fit, not yet called")
         uniform = ops.full((self.num_samples, self.num_classes), 1 / self.num_classes)
         return ops.convert_to_numpy(_means(self.last_predictions, otherwise=uniform))
 

@@ -129,8 +129,11 @@ class Pencil(KeepsSamples):
         self.label_logits = self.add_sample_weight(shape, "label_logits")
 
     def _begin_stage_2(self):
+        self.label_logits.assign(self._first_label_logits())
+
+    def _first_label_logits(self):
         y = ops.one_hot(self.given_labels, self.num_classes, dtype=self.label_logits.dtype)
-        self.label_logits.assign(LABEL_LOGIT * y)
+        return LABEL_LOGIT * y
 
     def sample_soft_labels(self):
         """What the labels have become, float32 array (num_samples, C); rows sum to 1.
@@ -138,13 +141,13 @@ class Pencil(KeepsSamples):
         A sample without a label has 1/C for each class.
 
         Raises:
-            ArgumentError: before stage 2 has begun.
+            ArgumentError: before `fit`.
         """
-        if self._phase_now() == 1:
-            raise ArgumentError(
-                "sample_soft_labels", "the labels change in stage 2, not yet begun"
-            )
-        return ops.convert_to_numpy(ops.softmax(self.label_logits))
+        if self._phase_now() > 1:
+            return ops.convert_to_numpy(ops.softmax(self.label_logits))
+        if self.given_labels is None:
+            raise ArgumentError("sample_soft_labels", "the labels change in fit, not yet called")
+        return ops.convert_to_numpy(ops.softmax(self._first_label_logits()))
 
     def train_step(self, batch):
         return self.run_step(self._step, batch)

@@ -361,10 +361,13 @@ def test_a_training_that_starts_over_repeats_itself(images, build):
     assert model.fit((x, y), batch_size=8, epochs=3, verbose=0).history["loss"] == first
 
 
-def test_labels_that_have_not_begun_to_change_are_refused(images):
+def test_soft_labels_before_they_change(images):
+    x, y = images(40)
     for model in (JointOptimization(image_network()), Pencil(image_network())):
-        with pytest.raises(ArgumentError, match="sample_soft_labels: .* not yet begun"):
+        with pytest.raises(ArgumentError, match="sample_soft_labels: .* not yet called"):
             model.sample_soft_labels()
+    trained(model, x, y, 1)  # stage 1
+    np.testing.assert_allclose(model.sample_soft_labels(), np.eye(4)[y], atol=2e-4)
 
 
 @pytest.mark.parametrize(
