@@ -344,6 +344,23 @@ def test_as_run_joint_optimization_keeps_nothing_of_a_sample(images):
         model.sample_soft_labels()
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: JointOptimization(image_network(), label_epoch=1, first_epochs=2),
+        lambda: Pencil(image_network(), stage_2_epoch=1, stage_3_epoch=2),
+        lambda: CoTeaching(image_network(), 0.4, ramp_epochs=2),
+    ],
+)
+def test_a_training_that_starts_over_repeats_itself(images, build):
+    x, y = images(44)
+    model = build()
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), jit_compile=False)
+    first = model.fit((x, y), batch_size=8, epochs=3, verbose=0).history["loss"]
+    model.start_over()
+    assert model.fit((x, y), batch_size=8, epochs=3, verbose=0).history["loss"] == first
+
+
 def test_labels_that_have_not_begun_to_change_are_refused(images):
     for model in (JointOptimization(image_network()), Pencil(image_network())):
         with pytest.raises(ArgumentError, match="sample_soft_labels: .* not yet begun"):

@@ -385,8 +385,7 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
         )
         self._check_logits(data)
         if self.image_dtype is None:  # no `fit` came before
-            trained = [*self.classifier.weights, *self.meta_weights()]
-            self._first_weights = [ops.convert_to_numpy(weight) for weight in trained]
+            self._first_weights = [ops.convert_to_numpy(w) for w in self._all_weights()]
         self.image_dtype = data.image_dtype
         if self.keeps_samples:
             with self.distribute_strategy.scope():
@@ -454,12 +453,16 @@ class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
             raise ArgumentError(
                 "start_over", "a loaded model has no first weights; build a new classifier"
             )
-        trained = [*self.classifier.weights, *self.meta_weights()]
-        assign_all(trained, self._first_weights)
+        assign_all(self._all_weights(), self._first_weights)
         self.phase.assign(1)
         for optimizer in (self.optimizer, self.meta_optimizer) if self.compiled else ():
             if optimizer is not None:
                 forget(optimizer)
+
+    def _all_weights(self):
+        """Of the classifier, of other networks, and of what a meta-gradient trains; a list."""
+        others = [weight for layer in self.other_layers() for weight in layer.weights]
+        return [*self.classifier.weights, *others, *self.meta_weights()]
 
     def _phase_now(self):
         return int(self.phase.numpy())  # under tf.distribute, `int` does not take a variable

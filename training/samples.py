@@ -24,6 +24,7 @@ class KeepsSamples(NoisyLabelModel):
     keeps_samples = True
     num_samples = None
     given_labels = None
+    sample_variables = ()
 
     def add_sample_weights(self, num_samples):
         """Makes the variables, with `add_sample_weight`; called once."""
@@ -43,10 +44,17 @@ class KeepsSamples(NoisyLabelModel):
 
     def add_sample_weight(self, shape, name):
         """A variable of zeros of the float type, whose rows `rows_of` and `write_rows` take."""
-        return self.add_weight(
+        variable = self.add_weight(
             shape=shape, initializer="zeros", trainable=False, autocast=False,
             aggregation="only_first_replica", name=name,
         )  # fmt: skip
+        self.sample_variables = [*self.sample_variables, variable]
+        return variable
+
+    def start_over(self):
+        super().start_over()
+        for variable in self.sample_variables:
+            variable.assign(tf.zeros_like(variable))
 
     def see_samples(self, labels):
         if self.num_samples is None:
