@@ -10,10 +10,11 @@ from mln_keras.layers import entropy, kl_divergence
 from mln_keras.methods.cross_entropy import CrossEntropy
 from mln_keras.training.model import gradient
 from mln_keras.training.phases import Phase
+from mln_keras.training.samples import KeepsSamples, rows_of, write_rows
 
 
 @keras.saving.register_keras_serializable("mln_keras")
-class MSLG(CrossEntropy):
+class MSLG(KeepsSamples, CrossEntropy):
     """Cross-entropy first, then soft labels on which a step does best on the clean images.
 
     The soft label of a sample is softmax(s), the C numbers s at first 10·onehot(given label); they
@@ -39,7 +40,7 @@ class MSLG(CrossEntropy):
         **options: as `training.model.NoisyLabelModel`.
 
     Attributes:
-        soft_label_logits: variable float32 (N, C), s; zeros before phase 2, None before `fit`.
+        soft_label_logits: variable float32 (N, C), s, zeros before phase 2; made by `fit`.
 
     Raises:
         ArgumentError: as `training.model.NoisyLabelModel`, and for an argument outside its range.
@@ -59,10 +60,9 @@ class MSLG(CrossEntropy):
     flags = ("warmup_epochs",)
 
     config_names = (
-        *CrossEntropy.config_names, "warmup_epochs", "inner_learning_rate", "label_learning_rate",
-        "label_scale", "entropy_weight", "num_samples",
+        *KeepsSamples.config_names, "warmup_epochs", "inner_learning_rate", "label_learning_rate",
+        "label_scale", "entropy_weight",
     )  # fmt: skip
-    keeps_samples = True
 
     def __init__(
         self,
@@ -87,30 +87,13 @@ class MSLG(CrossEntropy):
         self.label_learning_rate = label_learning_rate
         self.label_scale = label_scale
         self.entropy_weight = entropy_weight
-        self.num_samples = None
-        self.soft_label_logits = None
-        if num_samples is not None:
-            checks.integer("num_samples", num_samples, 1)
-            self._make_soft_labels(num_samples)
         self.meta_loss = keras.metrics.Mean("meta_loss")
+        self.keep(num_samples)
+        self.built = True
 
-    def _make_soft_labels(self, num_samples):
-        self.num_samples = num_samples
-        self.soft_label_logits = self.add_weight(
-            shape=(num_samples, self.num_classes), initializer="zeros", trainable=False,
-            autocast=False, aggregation="mean", name="soft_label_logits",
-        )  # fmt: skip
-
-    def see_samples(self, labels):
-        if self.num_samples is None:
-            self._make_soft_labels(len(labels))
-        if len(labels) != self.num_samples:
-            raise ArgumentError(
-                "x",
-                f"expected the {self.num_samples} samples that this model keeps soft labels of, "
-                f"received {len(labels)}",
-            )
-        self.given_labels = labels
+    def add_sample_weights(self, num_samples):
+        shape = (num_samples, self.num_classes)
+        self.soft_label_logits = self.add_sample_weight(shape, "soft_label_logits")
 
     def phases(self):
         return (
@@ -141,7 +124,7 @@ class MSLG(CrossEntropy):
     def _phase_2_step(self, noisy_batch, meta_batch):
         images, given_labels, rows = noisy_batch
         θ = self.classifier.trainable_variables
-        s = tf.gather(self.soft_label_logits, rows)
+        s = rows_of(self.soft_label_logits, rows)
         with tf.GradientTape() as meta_tape:
             meta_tape.watch(s)
             with tf.GradientTape(persistent=True) as tape:
@@ -152,13 +135,11 @@ class MSLG(CrossEntropy):
         meta_loss, (gradient_s,) = meta_gradient(
             self, meta_tape, g, [s], self.inner_learning_rate, meta_batch
         )
-        step = self.label_learning_rate * gradient_s
-        # Replicas step on rows of their own; of their copies the variable takes the mean.
-        self.soft_label_logits.assign(
-            tf.tensor_scatter_nd_sub(self.soft_label_logits, rows[:, None], step)
-        )
+        share = 1 / tf.distribute.get_strategy().num_replicas_in_sync  # of the batch
+        s = s - share * self.label_learning_rate * gradient_s
+        write_rows(self.soft_label_logits, rows, s)
         with tape:  # entered again, it records on: f(x) stays the forward pass of above
-            loss = self._mean(kl_divergence(logits, s - step))
+            loss = self._mean(kl_divergence(logits, s))
             loss += self.entropy_weight * self._mean(entropy(logits))
             objective = loss + regularization
         self.apply_gradients(self.optimizer, gradient(tape, objective, θ), θ)
@@ -172,7 +153,7 @@ class MSLG(CrossEntropy):
         Raises:
             ArgumentError: before phase 2 has begun.
         """
-        if self.phase == 1:
+        if self._phase_now() == 1:
             raise ArgumentError("sample_soft_labels", "they begin in phase 2, not yet begun")
         return keras.ops.convert_to_numpy(keras.ops.softmax(self.soft_label_logits))
 
