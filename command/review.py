@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from mln_keras.command.files import atomic_write, write_csv
+from mln_keras.data import checks
 from mln_keras.data import suspects as ranking
 
 MOST_THUMBNAILS = 2000
@@ -17,7 +18,7 @@ PIXELS = 112  # a thumbnail's side, at most
 COLUMNS, ROWS = 10, 10  # thumbnails in a sheet
 
 
-def write(directory, suspects, images, class_names=None, title="Suspicious labels", run=""):
+def write(directory, suspects, images, class_names, title="Suspicious labels", run=""):
     """Writes suspects.csv and the folder review/, whose index.html opens from disk.
 
     The page needs no server and no network. It shows thumbnails of the first `MOST_THUMBNAILS`.
@@ -27,23 +28,21 @@ def write(directory, suspects, images, class_names=None, title="Suspicious label
         suspects: as `data.suspects.find` returns them.
         images: the images whose numbers are `suspects["index"]`, (N, H, W, channels), or
             `ImageFiles`. Floats are scaled from their smallest to their largest number.
-        class_names: as `find` got them.
+        class_names: of all C classes, as `find` got them; range(C) where it got none.
         title: of the page.
         run: what tells this run from others, a string. The browser keeps decisions under a hash of
             it, the class names and the given labels.
 
     Raises:
-        ArgumentError: where the class names are not those of the suspects.
+        ArgumentError: where a class of the suspects is not among the names.
         OSError: where the directory cannot be written.
     """
+    names = ranking.names_of(class_names, len(class_names))
+    for name in np.union1d(suspects["given"], suspects["suggested"]):
+        checks.one_of("class_names", name, names)
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    rows = [{"rank": rank, **dict(zip(suspects.dtype.names, row))}
-            for rank, row in enumerate(suspects.tolist(), 1)]  # fmt: skip
-    write_csv(directory / "suspects.csv", rows)
-    if class_names is None:
-        class_names = range(1 + max(suspects[n].astype(int).max() for n in ("given", "suggested")))
-    names = ranking.names_of(class_names, len(class_names))
+    write_csv(directory / "suspects.csv", list(_rows(suspects)))
     thumbnails = thumbnails_of(images, suspects["index"][:MOST_THUMBNAILS])
     with atomic_write(directory / "review") as temporary:
         temporary.mkdir()
@@ -61,6 +60,13 @@ def write(directory, suspects, images, class_names=None, title="Suspicious label
         data["run"] = hashlib.sha256(json.dumps(same).encode()).hexdigest()[:16]
         text = json.dumps(data, separators=(",", ":"))
         (temporary / "data.js").write_text(f'"use strict";\nconst review = {text};\n')
+
+
+def _rows(suspects):
+    """The rows of suspects.csv, dicts; floats with 6 digits."""
+    for rank, row in enumerate(suspects.tolist(), 1):
+        shown = [f"{value:.6g}" if isinstance(value, float) else value for value in row]
+        yield {"rank": rank, **dict(zip(suspects.dtype.names, shown))}
 
 
 def thumbnails_of(images, index):
@@ -83,7 +89,7 @@ def thumbnails_of(images, index):
 
 
 def _write_sheets(directory, thumbnails):
-    """sheet-0.png and so on: `COLUMNS` by `ROWS` thumbnails each, the last one filled with black."""
+    """sheet-0.png and so on: `COLUMNS` by `ROWS` thumbnails each, the last filled with black."""
     for number in range(math.ceil(len(thumbnails) / (COLUMNS * ROWS))):
         some = thumbnails[number * COLUMNS * ROWS :][: COLUMNS * ROWS]
         full = np.zeros((COLUMNS * ROWS, *thumbnails.shape[1:]), np.uint8)

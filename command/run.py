@@ -105,7 +105,7 @@ def configure_devices(settings):
 
 
 def load_splits(settings, recipe):
-    """Loads the data set, draws meta and test set, removes labels, corrupts the rest."""
+    """Loads the data set, draws meta and test set, removes labels, corrupts and corrects."""
     source = LOADERS[settings["dataset"]](settings["data_dir"])
     splits = make_splits(
         source,
@@ -113,8 +113,7 @@ def load_splits(settings, recipe):
         unlabeled_size=settings["unlabeled_size"],
         seed=settings["seed"],
     )
-    num_labeled = np.sum(splits.given_labels >= 0)
-    checks.within("batch_size", settings["batch_size"], 1, num_labeled, "the labeled samples")
+    _check_batch_size(settings, splits)  # before a teacher is trained
     labels = corruption.corrupt(
         source,
         settings["noise"],
@@ -124,7 +123,16 @@ def load_splits(settings, recipe):
         probabilities_file=settings["noise_probs"],
         build_teacher=recipe.build_classifier,
     )
-    return splits.with_labels(labels)
+    splits = splits.with_labels(labels)
+    for file in settings["corrections"] or ():
+        splits = splits.with_corrections(file["file"])
+    _check_batch_size(settings, splits)  # again, as corrections take labels away
+    return splits
+
+
+def _check_batch_size(settings, splits):
+    num_labeled = np.sum(splits.given_labels >= 0)
+    checks.within("batch_size", settings["batch_size"], 1, num_labeled, "the labeled samples")
 
 
 def execute(settings, recipe, runs, finished, splits):
@@ -204,9 +212,9 @@ def run(settings, recipe, splits):
         model,
         settings | {"warmup_epochs": recipe.warmup_epochs if needs_meta else None},
         recorder.rows,
-        noise_ratio_actual=splits.noise_ratio,
+        splits,
+        settings,
         seconds=recorder.seconds,
-        flags=settings,
     )
 
 

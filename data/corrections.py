@@ -1,6 +1,9 @@
 """What a person has decided about suspicious labels: read from a file, and applied."""
 
 import csv
+import hashlib
+import io
+import pathlib
 
 import numpy as np
 
@@ -45,24 +48,32 @@ def apply(path, given_labels, class_names=None):
     return labels
 
 
+def identify(path):
+    """What tells a file from one with other decisions: a dict of its name and its SHA-256."""
+    return {"file": path, "sha256": hashlib.sha256(_content(path)).hexdigest()}
+
+
+def _content(path):
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise ArgumentError("corrections", f"{path} cannot be read: {error.strerror}") from None
+
+
 def _read(path):
     """The rows of a file, a list of dicts of strings."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if missing and missing != ["file"]:
-                raise ArgumentError(
-                    "corrections",
-                    f"{path}: expected the columns {', '.join(COLUMNS)}, found no {missing[0]}",
-                )
-            return list(reader)
-    except OSError as error:
-        raise ArgumentError(
-            "corrections", f"{path} cannot be read: {error.strerror}"
-        ) from None
+        text = _content(path).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+        rows, found = list(reader), reader.fieldnames or ()
     except (UnicodeDecodeError, csv.Error) as error:
         raise ArgumentError("corrections", f"{path} is no CSV file in UTF-8: {error}") from None
+    for name in COLUMNS:
+        if name not in found and name != "file":
+            raise ArgumentError(
+                "corrections", f"{path}: expected the columns {', '.join(COLUMNS)}, found no {name}"
+            )
+    return rows
 
 
 def _decision(row, given_labels, numbers):

@@ -36,9 +36,10 @@ def find(probabilities, given_labels, class_names=None, paths=None):
     given, suggested = labels[index], probabilities[index].argmax(1)
     of_given, of_suggested = (probabilities[index, label] for label in (given, suggested))
     order = np.lexsort((index, -of_suggested, of_given))
+    files = np.full(labels.shape, "", object) if paths is None else np.array(paths, object)
     columns = {
         "index": index,
-        "file": np.full(len(index), "", object) if paths is None else np.array(paths, object)[index],
+        "file": files[index],
         "given": names[given],
         "given_probability": of_given.astype(np.float32),
         "suggested": names[suggested],

@@ -14,8 +14,8 @@ RUN = (
 )  # fmt: skip
 SHORT = ("--dataset", "digits", "--epochs", "2", "--warmup_epochs", "1")
 FILES = {
-    "result.json", "history.csv", "curves.png", "soft_labels.npz", "checkpoint", "model.keras",
-    "saved_model",
+    "result.json", "history.csv", "curves.png", "confusion.png", "suspects.png", "suspects.csv",
+    "review", "soft_labels.npz", "checkpoint", "model.keras", "saved_model",
 }  # fmt: skip
 
 
