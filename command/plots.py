@@ -69,7 +69,7 @@ def plot_confusion(path, counts, class_names):
         for given, suggested in zip(*counts.nonzero()):
             axes.text(
                 suggested, given, f"{counts[given, suggested]:.0f}", ha="center", va="center",
-                fontsize="small", color="white" if shares[given, suggested] > 0.5 else "black",
+                fontsize="small", color="white" if shares[given, suggested] > 0.65 else "black",
             )  # fmt: skip
     if size <= 50:
         rotation = 90 if max(map(len, class_names)) > 3 else 0

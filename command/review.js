@@ -70,7 +70,8 @@ function card(row, place) {
   made.append(
     picture(row),
     element("div", "labels", `${classes[given[row]]} → ${classes[suggested[row]]}`),
-    element("div", "numbers", `${percent(given_p)} → ${percent(suggested_p)} · index ${index[row]}`));
+    element("div", "numbers", `${percent(given_p)} → ${percent(suggested_p)}`),
+    element("div", "numbers", `index ${index[row]}`));
   if (review.file.length) {
     const file = element("div", "file", review.file[row]);
     file.title = review.file[row];
@@ -233,7 +234,8 @@ function start() {
   ]) {
     $(id).append(...[...first, ...options].map(([text, value]) => new Option(text, value)));
   }
-  for (const id of ["given", "suggested", "least", "decided"]) $(id).addEventListener("input", filter);
+  for (const id of ["given", "suggested", "decided"]) $(id).addEventListener("change", filter);
+  $("least").addEventListener("input", filter);
   $("undo").addEventListener("click", undo);
   $("export").addEventListener("click", exportCorrections);
   $("next").addEventListener("click", () => move(PAGE));
