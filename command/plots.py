@@ -49,6 +49,27 @@ def plot_curves(path, runs):
         figure.savefig(temporary, dpi=150)
 
 
+def plot_soft_label_change(path, rows):
+    """soft_label_change.png: how much the soft labels move in an epoch, as Figure 4 of the paper.
+
+    Args:
+        path: of the PNG.
+        rows: of history.csv, with `soft_label_change`, None or "" in phase 1.
+    """
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    points = [(int(row["epoch"]), row["soft_label_change"]) for row in rows]
+    points = [(epoch, float(change)) for epoch, change in points if change not in (None, "")]
+    axes.plot(*zip(*points), marker=".", color=COLORS["metalabelnet"])
+    axes.set(xlabel="epoch", ylabel="mean absolute change", title="Soft labels, epoch to epoch")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
 def plot_confusion(path, counts, class_names):
     """confusion.png: how many samples of each given label have which suggested label.
 

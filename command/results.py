@@ -111,6 +111,8 @@ def write_results(directory, model, settings, rows, splits, flags, **more):
     with atomic_write(directory / "saved_model") as temporary:
         model.export(temporary)
     plots.plot_curves(directory / "curves.png", [(directory, result)])
+    if "soft_label_change" in rows[0]:
+        plots.plot_soft_label_change(directory / "soft_label_change.png", rows)
     estimated = write_suspects(directory, model, splits, flags)
     result |= {
         "noise_ratio_actual": splits.noise_ratio,

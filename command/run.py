@@ -193,6 +193,9 @@ def run(settings, recipe, splits):
     recorder = checkpoints.RunRecorder(directory, settings, held_out, state)
     print(f"{settings['method']} on {versions()['device']}: {directory}, from epoch "
           f"{len(recorder.rows) + 1} to {epochs}", flush=True)  # fmt: skip
+    callbacks = [keras.callbacks.LearningRateScheduler(learning_rate_at)]
+    if hasattr(model, "soft_labels"):
+        callbacks.append(checkpoints.SoftLabelChange(splits.train_images))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", inputs.NO_META_SAMPLE)  # `make_splits` has said it
         model.fit(
@@ -201,7 +204,7 @@ def run(settings, recipe, splits):
             batch_size=recipe.batch_size,
             epochs=epochs,
             initial_epoch=state["epoch"] if state else 0,
-            callbacks=[keras.callbacks.LearningRateScheduler(learning_rate_at), recorder],
+            callbacks=[*callbacks, recorder],
             verbose=1 if sys.stdout.isatty() else 0,
         )
     if hasattr(model, "soft_labels"):

@@ -5,9 +5,12 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from mln_keras.command import review
 from mln_keras.data import corrections, suspects
+from mln_keras.data.checks import ArgumentError
+from mln_keras.data.image_files import ImageFiles
 
 CLASSES = ("cat", 'dog, "big"', "owl")
 FLAGS = (
@@ -226,3 +229,42 @@ def luminance(color):
     values = np.array([int(v) for v in color.split("(")[1].rstrip(")").split(",")[:3]]) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def test_a_sheet_has_the_images_in_their_order(tmp_path):
+    probabilities, labels, images = case(150)
+    found = suspects.find(probabilities, labels, CLASSES)
+    review.write(tmp_path, found, images, CLASSES)
+    sheet = tf.io.decode_png((tmp_path / "review" / "sheet-1.png").read_bytes()).numpy()
+    assert sheet.shape == (80, 80, 1)
+    np.testing.assert_array_equal(sheet[8:16, 24:32], images[found["index"][113]])
+    assert not sheet[16:].any()  # 120 suspects
+
+
+def test_large_images_are_scaled_with_bars_and_floats_to_their_range():
+    images = np.full((2, 448, 224, 3), 200, np.uint8)
+    made = review.thumbnails_of(images, np.array([1]))
+    assert made.shape == (1, 112, 112, 3) and made.dtype == np.uint8
+    assert (made[0, :, 30:82] == 200).all() and not made[0, :, :27].any()
+    floats = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 8, 8, 1)
+    made = review.thumbnails_of(floats, np.array([0]))
+    assert (made[0, 0, 0], made[0, -1, -1]) == (0, 255)
+    assert (np.diff(made.ravel().astype(int)) > 0).all()
+
+
+def test_image_files_give_thumbnails_and_names(tmp_path):
+    paths = [tmp_path / f"{n}.png" for n in range(2)]
+    for n, path in enumerate(paths):
+        path.write_bytes(tf.io.encode_png(np.full((9, 9, 3), 100 * n, np.uint8)).numpy())
+    files = ImageFiles(paths, size=(8, 8))
+    found = suspects.find(np.eye(2), [1, 0], ("a", "b"), files.paths)
+    review.write(tmp_path / "out", found, files, ("a", "b"))
+    assert (review.thumbnails_of(files, np.array([1])) == 100).all()
+    assert str(paths[1]) in (tmp_path / "out" / "review" / "data.js").read_text()
+
+
+def test_the_classes_of_the_page_are_those_of_the_suspects(tmp_path):
+    probabilities, labels, images = case(50)
+    found = suspects.find(probabilities, labels, CLASSES)
+    with pytest.raises(ArgumentError, match="class_names: expected one of cat"):
+        review.write(tmp_path, found, images, ("cat", "owl"))
