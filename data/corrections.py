@@ -81,7 +81,8 @@ def _decision(row, given_labels, numbers):
 
     def number_of(name):
         if name not in numbers:
-            raise ValueError(f"expected one of the classes {', '.join(numbers)}, found {name!r}")
+            some = [*list(numbers)[:10], *(["..."] if len(numbers) > 10 else [])]
+            raise ValueError(f"expected one of the classes {', '.join(some)}, found {name!r}")
         return numbers[name]
 
     if not row["index"].isdecimal() or int(row["index"]) >= len(given_labels):
