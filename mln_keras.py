@@ -79,6 +79,10 @@ class MetaLabelNet(NoisyLabelModel):
         "average_over_classes", "entropy_weight", "label_head_init", "meta_batch_norm",
     )  # fmt: skip
 
+    second_order = needs_meta = True
+    chosen_from = 2
+    flags = ("warmup_epochs", "meta_learning_rate", "inner_learning_rate")
+
     def __init__(
         self,
         classifier,
@@ -218,13 +222,21 @@ class MetaLabelNet(NoisyLabelModel):
             loss_e = self._mean(entropy(logits))  # Eq. 12
             loss = loss_c + self.entropy_weight * loss_e
             objective = loss + regularization
-        self.apply_gradients(self.optimizer, gradient(tape, objective, θ), θ)  # Eq. 13
+        gradient_θ = self.classifier_gradient(tape, objective, meta_batch)
+        self.apply_gradients(self.optimizer, gradient_θ, θ)  # Eq. 13
 
         self.meta_loss.update_state(meta_loss)
         self.soft_label_entropy.update_state(entropy(soft_label_logits))
         agreement = ops.argmax(soft_label_logits, -1) == ops.cast(given_labels, "int32")
         self.soft_label_agreement.update_state(agreement, sample_weight=given_labels >= 0)
         self.update_metrics(loss, given_labels, logits)
+
+    def classifier_gradient(self, tape, objective, meta_batch):
+        """What the step of Eq. 13 follows: the gradient by θ of the objective on the tape, a list.
+
+        A subclass that learns from the clean images directly adds their gradient here.
+        """
+        return gradient(tape, objective, self.classifier.trainable_variables)
 
     def classification_loss(self, logits, soft_label_logits):
         """L_c of Eq. 6 and 11, a float32 scalar, of logits float32 (N, C) both."""
@@ -287,7 +299,6 @@ def meta_gradient(model, tape, g, φ, α, meta_batch, moves_batch_norm=True):
     return meta_loss, gradient(tape, g, φ, output_gradients=[-α * d for d in u])  # Eq. 10
 
 
-import mln_keras.methods  # noqa: E402, F401: so that `load_model` knows the class of every method
 
 if __name__ == "__main__":
     from mln_keras.command.run import main

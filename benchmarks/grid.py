@@ -1,13 +1,13 @@
-"""Many runs of the command line: several at a time, each in a process and directory of its own.
+"""Many runs of the command line, several at a time, each in a process and a folder of its own.
 
-A run that is finished is not repeated (the command line sees that itself, and refuses a directory
-with a run of other flags), one that was interrupted goes on, and one that fails leaves its log and
-lets the others go on.
+A finished run is not repeated, an interrupted one goes on, and one that fails leaves its log and
+lets the others go on. Results are JSON, a line a run: a run replaces its own line and leaves the
+others, so that the runs of one file can be made on several machines.
 """
 
 import argparse
 import concurrent.futures
-import csv
+import itertools
 import json
 import os
 import pathlib
@@ -18,67 +18,137 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from mln_keras.command import files as outputs
+import tensorflow as tf
 
-HISTORY = (
-    "loss", "accuracy", "meta_loss", "soft_label_entropy", "soft_label_agreement", "meta_accuracy",
-    "test_accuracy",
-)  # fmt: skip
-NOISES = ("uniform", "feature_dependent")  # of the paper's CIFAR-10 results
+from mln_keras.command import files
+from mln_keras.command.versions import VERSION
+from mln_keras.data import corruption
+
 PROGRAM = pathlib.Path(__file__).resolve().parents[1] / "mln_keras.py"
+NOISES = ("uniform", "feature_dependent")  # of the paper's CIFAR-10 results
+RATIOS = (0.2, 0.4, 0.6, 0.8)
+ACCURACIES = ("accuracy", "meta_accuracy", "test_accuracy")  # columns of history.csv
+MEASURED = "measured.csv"  # in a run's folder: what a benchmark measured itself, a row an epoch
 
 
-def command(arguments, program, noise, ratio, seed, method="metalabelnet", more=()):
-    """Program and flags of one run, a list.
+def parser(description):
+    """An argument parser with the flags of all grids; None stands for the paper's values."""
+    made = argparse.ArgumentParser(
+        description=description.split("\n")[0], usage="%(prog)s [flags] [-- flags for every run]"
+    )
+    add = made.add_argument
+    add("--results", type=pathlib.Path, help="JSON lines; default: results/NAME.jsonl")
+    add("--dataset", default="cifar10")
+    add("--noises", nargs="+", choices=corruption.NAMES, help="default: the paper's")
+    add("--ratios", nargs="+", type=float, help="default: the paper's")
+    add("--seeds", nargs="+", type=int, default=[0])
+    add("--noise_probs", help="the teacher's probabilities, for feature-dependent noise")
+    add("--jobs", type=int, default=4, help="runs at a time on each GPU, or on the CPU")
+    add("--table_only", action="store_true", help="show what --results holds; train nothing")
+    return made
+
+
+def parse(parser, argv):
+    """The arguments; `flags` is what comes after `--`, a list."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    arguments = parser.parse_args(argv[:end])
+    arguments.flags = argv[end + 1 :]
+    return arguments
+
+
+def runs_of(arguments, varied, program=(PROGRAM,)):
+    """All runs of a grid in the order of running, those of the first seed first.
 
     Args:
-        arguments: as `parse` returns them; their own flags come last.
-        program: list, the program's path first.
-        noise, ratio, seed, method: flags of mln_keras.py.
-        more: further flags, a list.
+        arguments: as `parse` returns them, without None.
+        varied: dict, a part of a run's name -> the flags that it stands for, a list.
+        program: the program's path, and arguments before the flags.
+
+    Returns:
+        dict, name of a run -> its program and flags, a list.
     """
-    flags = [f"--dataset={arguments.dataset}", f"--noise={noise}", f"--noise_ratio={ratio}",
-             f"--method={method}", f"--seed={seed}"]  # fmt: skip
-    if noise == "feature_dependent" and arguments.noise_probs:
-        flags.append(f"--noise_probs={arguments.noise_probs}")
-    return [*program, *flags, *more, *arguments.flags]
+    runs = {}
+    for seed, noise, ratio, name in itertools.product(
+        arguments.seeds, arguments.noises, arguments.ratios, varied
+    ):
+        flags = [f"--dataset={arguments.dataset}", f"--noise={noise}", f"--noise_ratio={ratio}"]
+        if noise == "feature_dependent" and arguments.noise_probs:
+            flags.append(f"--noise_probs={arguments.noise_probs}")
+        flags += [f"--seed={seed}", *varied[name], *arguments.flags]
+        runs[f"{noise}-{ratio}-{name}-seed{seed}"] = [*program, *flags]
+    return runs
 
 
-def train(runs, directory, jobs, on_end=lambda finished: None):
-    """Trains all runs, spread over the visible GPUs, in the order given.
+def main(arguments, runs, table):
+    """Trains the runs, keeps their results, prints the table of all that the file holds.
 
     Args:
-        runs: dict, name of a run -> list of its program and flags.
+        arguments: as `parse` returns them.
+        runs: as `runs_of` returns them.
+        table: function from results to Markdown.
+
+    Returns:
+        The exit status: 1 where a run failed.
+    """
+    failed, path = [], arguments.results
+    if not arguments.table_only:
+        held = {result["run"]: result for result in read(path)} if path.exists() else {}
+        made_by = {(one["dataset"], one["versions"]["mln_keras"]) for one in held.values()}
+        if made_by - {(arguments.dataset, VERSION)}:
+            sys.exit(
+                f"--results: {path} holds runs of another data set or version, {sorted(made_by)}; "
+                f"these are of {(arguments.dataset, VERSION)}: name another file"
+            )
+        directory = pathlib.Path("runs") / path.stem
+
+        def keep(name):
+            held[name] = collect(name, directory)
+            write(path, [held[name] for name in sorted(held)])
+            path.with_suffix(".md").write_text(table(list(held.values())))
+
+        failed = train(runs, directory, arguments.jobs, keep)
+    if arguments.table_only or path.exists():
+        print(f"\n{table(read(path))}", end="")
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def train(runs, directory, jobs, on_end=lambda name: None):
+    """Trains all runs, spread over the visible GPUs.
+
+    Args:
+        runs: as `runs_of` returns them.
         directory: pathlib.Path; a run's files go to the folder of its name in there, what it
             prints to NAME.log, and what XLA compiled to xla_cache, unless TF_XLA_FLAGS are set.
         jobs: runs at a time on each GPU, or on the CPU where there is no GPU.
-        on_end: called whenever a run has ended well, with the set of names that did so far.
+        on_end: called with the name of each run that has ended well.
 
     Returns:
         Names of the runs that failed, a list.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    gpus = queue.Queue()
+    gpus, failed = queue.Queue(), []
     for gpu in _visible_gpus() * jobs:
         gpus.put(gpu)
     with concurrent.futures.ThreadPoolExecutor(gpus.qsize()) as pool:
         ends = {pool.submit(_train_one, directory / n, runs[n], gpus): n for n in runs}
-        finished = set()
         try:
             for end in concurrent.futures.as_completed(ends):
                 if end.result():
-                    finished.add(ends[end])
-                    on_end(finished)
+                    on_end(ends[end])
+                else:
+                    failed.append(ends[end])
         finally:
             pool.shutdown(cancel_futures=True)  # where Ctrl-C ends it, no other run begins
-    return [name for name in runs if name not in finished]
+    return sorted(failed, key=list(runs).index)
 
 
 def _train_one(directory, command, gpus):
-    log = directory.parent / f"{directory.name}.log"
-    gpu = gpus.get()
+    log = directory.with_name(f"{directory.name}.log")
     cache = f'--tf_xla_persistent_cache_directory="{directory.parent / "xla_cache"}"'
     environment = {"TF_XLA_FLAGS": cache} | os.environ | {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    gpu = gpus.get()
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     try:
@@ -95,155 +165,65 @@ def _train_one(directory, command, gpus):
 
 
 def _visible_gpus():
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        return listed.split(",") if listed else [None]
-    try:
-        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
-    except OSError:
-        return [None]
-    count = sum(line.startswith("GPU ") for line in found.splitlines())
-    return [str(i) for i in range(count)] or [None]
+    """The GPUs as CUDA_VISIBLE_DEVICES takes them, a list of strings; [None] without a GPU."""
+    if listed := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return listed.split(",")
+    return [str(i) for i in range(len(tf.config.list_physical_devices("GPU")))] or [None]
 
 
-def collect(runs, directory):
-    """The finished ones of the runs, each its result.json with the accuracies by epoch.
-
-    Args:
-        runs, directory: as `train`.
-
-    Returns:
-        list of dicts; `run` is the name, paths are left out, and `history` holds lists, a value an
-        epoch, of the columns of history.csv named in `HISTORY`, None where a phase has none.
-    """
-    found = []
-    for name in runs:
-        path = directory / name
-        if (path / "result.json").exists():
-            result = json.loads((path / "result.json").read_text())
-            result["flags"] |= dict.fromkeys(("data_dir", "noise_probs", "output_dir"))
-            with open(path / "history.csv", newline="") as file:
-                rows = list(csv.DictReader(file))
-            result["history"] = {
-                name: [round(float(row[name]), 4) if row[name] else None for row in rows]
-                for name in HISTORY
-            }
-            found.append({"run": name} | result)
-    return found
-
-
-def quote(values):
-    """Mean, and where there are several values their standard deviation, of shares in percent."""
-    values = [100 * value for value in values if value is not None]
-    if len(values) < 2:
-        return "".join(f"{value:.2f}" for value in values)
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+def collect(name, directory):
+    """A finished run's result, a dict: its result.json without paths; `run`, its name; `history`,
+    its `ACCURACIES` by epoch, lists; and `measured`, the rows of its `MEASURED`, if it has that."""
+    result = json.loads((directory / name / "result.json").read_text())
+    result["flags"] |= dict.fromkeys(("data_dir", "noise_probs", "output_dir"))
+    rows = files.read_csv(directory / name / "history.csv")
+    result["history"] = {of: [round(float(row[of]), 4) for row in rows] for of in ACCURACIES}
+    if (directory / name / MEASURED).exists():
+        rows = files.read_csv(directory / name / MEASURED)
+        result["measured"] = [{of: float(value) for of, value in row.items()} for row in rows]
+    return {"run": name} | result
 
 
 def write(path, results):
-    """Writes results as JSON, a line each."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with outputs.atomic_write(path) as temporary:
+    with files.atomic_write(path) as temporary:
         temporary.write_text("".join(json.dumps(result) + "\n" for result in results))
 
 
 def read(path):
-    return [json.loads(line) for line in lines_of(path)]
-
-
-def write_csv(path, header, rows):
-    with outputs.atomic_write(path) as temporary:
-        with open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows([header, *rows])
-
-
-def read_csv(path):
-    """The rows below the header, each a list of strings."""
-    return list(csv.reader(lines_of(path)))[1:]
-
-
-def lines_of(path):
-    """Lines of a file that runs have made; ends the program, with a line, where there is none."""
+    """The results in a file, a list of dicts; ends the program, with a line, without the file."""
     if not path.exists():
         sys.exit(f"{path} is not there yet: it is made from runs, without --table_only")
-    return path.read_text().splitlines()
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def numbers(kind):
-    """For argparse: a list with commas in between."""
-    return lambda text: [kind(part) for part in text.split(",")]
+def group(results, flag):
+    """dict, sorted: (noise, ratio, value of the flag) -> their runs' results by seed, a list."""
+    groups = {}
+    for result in sorted(results, key=lambda result: result["seed"]):
+        cell = (result["noise"], result["noise_ratio"], result["flags"][flag])
+        groups.setdefault(cell, []).append(result)
+    return dict(sorted(groups.items()))
 
 
-def names(allowed):
-    """For argparse: a list of some of these, with commas in between."""
-
-    def parse(text):
-        found = text.split(",")
-        unknown = [name for name in found if name not in allowed]
-        if unknown:
-            raise argparse.ArgumentTypeError(
-                f"expected some of {', '.join(allowed)}; received {', '.join(unknown)}"
-            )
-        return found
-
-    return parse
-
-
-def parse(description, argv, define, seeds):
-    """Parses the flags that all grids have; `define(add_argument)` adds those of this one."""
-    parser = argparse.ArgumentParser(
-        description=description.split("\n")[0], usage="%(prog)s [flags] [-- flags for every run]"
-    )
-    add = parser.add_argument
-    define(add)
-    add("--output_dir", type=pathlib.Path, help="default: runs/ and the name of --results")
-    add("--results", type=pathlib.Path, help="default: results/NAME.jsonl")
-    add("--dataset", default="cifar10")
-    add("--seeds", type=numbers(int), default=seeds)
-    add("--noise_probs", help="the teacher's probabilities, for feature-dependent noise")
-    add("--jobs", type=int, default=4, help="runs at a time on each GPU, or on the CPU")
-    add("--table_only", action="store_true", help="print the table of --results; train nothing")
-    end = argv.index("--") if "--" in argv else len(argv)
-    arguments = parser.parse_args(argv[:end])
-    arguments.flags = argv[end + 1 :]
-    return arguments
+def table(results, flag, **more):
+    """Markdown: test accuracies, a row a noise, ratio and value of the flag. A column more is a
+    header -> function from a result of the row to its cell."""
+    header = ("noise", flag, "seeds", "best by meta", "last epoch", *more)
+    rows = [header, ["---"] * len(header)]
+    for (noise, ratio, value), runs in group(results, flag).items():
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        accuracies = (
+            quote([run[of] for run in runs]) for of in ("test_accuracy", "last_test_accuracy")
+        )
+        further = (of(runs[0]) for of in more.values())
+        rows.append((f"{noise}, {ratio:.0%}", str(value), seeds, *accuracies, *further))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def name_files(arguments, name):
-    """Fills in the paths that were not given."""
-    arguments.results = arguments.results or pathlib.Path("results") / f"{name}.jsonl"
-    arguments.output_dir = arguments.output_dir or pathlib.Path("runs") / arguments.results.stem
-    return arguments
-
-
-def main(arguments, runs, table):
-    """Trains what is not finished, keeps the results, prints their table.
-
-    Args:
-        arguments: with output_dir, results (pathlib.Path), jobs and table_only.
-        runs: as `train`.
-        table: function from results to Markdown.
-
-    Returns:
-        The exit status: 1 where a run failed.
-    """
-    if arguments.table_only:
-        print(table(read(arguments.results)), end="")
-        return 0
-
-    def keep(finished):
-        results = collect([name for name in runs if name in finished], arguments.output_dir)
-        write(arguments.results, results)
-        arguments.results.with_suffix(".md").write_text(table(results))
-
-    failed = train(runs, arguments.output_dir, arguments.jobs, keep)
-    if len(failed) < len(runs):  # else what was there stays
-        print(f"\n{table(read(arguments.results))}", end="")
-    return exit_status(failed)
-
-
-def exit_status(failed):
-    """1 where runs failed, whose names are then printed, else 0."""
-    if failed:
-        print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+def quote(values):
+    """Mean, and where there are several values their standard deviation, of shares in percent."""
+    values = [100 * value for value in values]
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"

@@ -3,19 +3,16 @@
     python benchmarks/step_time.py [--mixed_precision] [--no-jit_compile] [--profile]
     python benchmarks/step_time.py --network ResNet50 --batch_size 32 --files 1600
 
-A network on made-up images, augmentation and input pipeline included: the paper's 8-layer CNN on
-images of CIFAR-10's size, or a network of keras.applications at its own size. The first epoch of
-each phase compiles and is not counted; of the others the median and the range are given, and the
-peak of a GPU's memory. With --files the images are JPEG files, after as many epochs that repeat a
-batch in memory: the difference is what steps wait for their input, the first epoch that reads not
-counted. --profile lists the ten kernels that take most of a step on a GPU.
+Cross-entropy is MetaLabelNet's warm-up. The images are made up; augmentation and input pipeline are
+included. The first epoch of each phase compiles and is not counted; of the others the median and
+the range are given, and the peak of a GPU's memory. --files has further epochs, out of JPEG files:
+the difference is what steps wait for their input. --profile lists the ten kernels that take most of
+a step on a GPU.
 """
 
 import argparse
 import collections
-import glob
 import pathlib
-import statistics
 import sys
 import tempfile
 import time
@@ -25,15 +22,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from mln_keras import MetaLabelNet, layers
+from mln_keras.command import files
+from mln_keras.command.versions import versions
+from mln_keras.command.xla import configure_xla
+from mln_keras.data import batches, image_files
+from mln_keras.training.keras_private import all_layers
 
-from mln_keras.command import flags as command_line
-from mln_keras import layers
-from mln_keras.command import files as outputs
-from mln_keras.data import image_files, pipeline
-from mln_keras import MetaLabelNet
-
-PHASES = ("cross-entropy", "phase 2")
+# The arithmetic of a step in forward passes, a backward pass being 2: f(x) and its gradient; in
+# phase 2 forward passes of g(x), f(x) and f at θ̂, three backward, and 2 for the gradient through θ̂.
+PASSES = {"cross-entropy": 3, "phase 2": 11}
 
 
 def parse(argv):
@@ -53,6 +51,19 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
+def epochs_of(arguments):
+    """What is measured -> its epochs, a range whose first one compiles, or begins to read."""
+    spans, start = {}, 0
+    for phase in PASSES:
+        for kind in ("", ", from files") if arguments.files else ("",):
+            spans[phase + kind] = range(start, start + 1 + arguments.epochs)
+            start += 1 + arguments.epochs
+        if arguments.profile:
+            spans[f"{phase}, profile"] = range(start, start + 1)
+            start += 1
+    return spans
+
+
 def build_classifier(network):
     if network == "cnn8":
         return layers.cnn8()
@@ -63,33 +74,58 @@ def build_classifier(network):
     return keras.Sequential([keras.Input(backbone.input_shape[1:]), normalize, backbone])
 
 
-def forward_pass(classifier):
-    """Arithmetic (FLOP) of one image's forward pass, and the numbers its layers read and write.
+def build_model(arguments, warmup_epochs):
+    if arguments.jit_compile:
+        configure_xla()
+    keras.config.set_dtype_policy("mixed_bfloat16" if arguments.mixed_precision else "float32")
+    keras.utils.set_random_seed(0)
+    classifier = build_classifier(arguments.network)
+    is_small = classifier.input_shape[1] == 32
+    augmentation = layers.RandomFlipCrop(4 if is_small else 0, vertical_flip=is_small)
+    model = MetaLabelNet(classifier, warmup_epochs, augmentation=augmentation)
+    model.compile(
+        keras.optimizers.SGD(1e-2, momentum=0.9),
+        jit_compile=arguments.jit_compile,
+        steps_per_execution=arguments.steps_per_execution,
+    )
+    return model
 
-    `Conv2D` and `Dense` layers are counted, a multiplication and an addition each as one
-    operation; the rest could be computed on the way. A cross-entropy step is 3 such passes, a
-    phase-2 step 11: g(x), f(x) and f at θ̂, three backward passes of 2 each, and the 2 of the
-    gradient through θ̂.
-    """
-    operations = moved = 0
-    for layer in classifier._flatten_layers():
-        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
-            positions = np.prod(layer.output.shape[1:-1])
-            operations += 2 * positions * np.prod(layer.kernel.shape)
-            moved += np.prod(layer.input.shape[1:]) + np.prod(layer.output.shape[1:])
-    return int(operations), int(moved)
+
+def data(arguments, side, directory):
+    """(Noisy data, meta data) for `fit`, as --files says; files are made in the directory."""
+    if not arguments.files:
+        rng = np.random.default_rng(0)
+        noisy, meta = arguments.images, max(arguments.batch_size, arguments.images // 10)
+        return tuple(
+            (rng.integers(0, 256, (n, side, side, 3), np.uint8), rng.integers(0, 10, n, np.int32))
+            for n in (noisy, meta)
+        )
+    input_pipeline.make_photographs(directory, min(arguments.files, 400))
+    images, labels, _ = image_files.from_directory(directory, (side, side), 2 * (side * 8 // 7,))
+    many = np.arange(arguments.files) % len(images)
+    steps, epochs = arguments.files // arguments.batch_size, 1 + arguments.epochs
+    noisy = held_then_read(images[many], labels[many], arguments.batch_size, steps, epochs)
+    return noisy, (images, labels)
+
+
+def held_then_read(images, labels, batch_size, steps, epochs):
+    """Without end: `epochs` epochs of a batch that is in memory, and the next ones read."""
+    read = batches.batches(images, labels, batch_size, epochs=range(epochs), seed=0)
+    held = tf.data.Dataset.from_tensors(next(iter(read))).repeat(steps * epochs)
+    return held.concatenate(read).repeat().prefetch(2)
 
 
 class Clock(keras.callbacks.Callback):
-    """Seconds and peak memory of each epoch; profiles the last one of each phase where asked."""
+    """Seconds and peak memory of each epoch; the kernels of the epochs that are `profiled`."""
 
     def __init__(self, profiled):
         super().__init__()
         self.profiled = profiled
         self.seconds, self.peaks, self.kernels = [], [], {}
+        self.has_gpu = bool(tf.config.list_physical_devices("GPU"))
 
     def on_epoch_begin(self, epoch, logs=None):
-        if tf.config.list_physical_devices("GPU"):
+        if self.has_gpu:
             tf.config.experimental.reset_memory_stats("GPU:0")
         if epoch in self.profiled:
             self.directory = tempfile.TemporaryDirectory()
@@ -99,7 +135,7 @@ class Clock(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.seconds.append(time.perf_counter() - self.since)
-        if tf.config.list_physical_devices("GPU"):
+        if self.has_gpu:
             self.peaks.append(tf.config.experimental.get_memory_info("GPU:0")["peak"])
         if epoch in self.profiled:
             tf.profiler.experimental.stop()
@@ -111,137 +147,88 @@ def read_profile(directory):
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     kernels = collections.defaultdict(lambda: [0, 0])
-    for path in glob.glob(f"{directory}/**/*.xplane.pb", recursive=True):
-        space = xplane_pb2.XSpace.FromString(pathlib.Path(path).read_bytes())
-        for plane in space.planes:
-            if not plane.name.startswith("/device:GPU"):
-                continue
-            for line in plane.lines:
-                for event in line.events if line.name.startswith("Stream") else ():
+    for path in pathlib.Path(directory).rglob("*.xplane.pb"):
+        for plane in xplane_pb2.XSpace.FromString(path.read_bytes()).planes:
+            streams = [line for line in plane.lines if line.name.startswith("Stream")]
+            for line in streams if plane.name.startswith("/device:GPU") else ():
+                for event in line.events:
                     kernel = kernels[plane.event_metadata[event.metadata_id].name]
                     kernel[0] += 1
                     kernel[1] += event.duration_ps / 1e3
     return dict(kernels)
 
 
-def print_profile(phase, kernels, steps):
-    """Prints and returns the time that the GPU computes, and the ten largest kernels: name, number
-    and microseconds a step."""
-    total = sum(nanoseconds for _, nanoseconds in kernels.values())
+def report_kernels(name, kernels, steps):
+    """Prints and returns how long the GPU computes, and the ten largest kernels, by the step."""
+    busy = sum(nanoseconds for _, nanoseconds in kernels.values()) / steps / 1e6
+    count = sum(number for number, _ in kernels.values()) / steps
     largest = sorted(kernels.items(), key=lambda item: -item[1][1])[:10]
-    profile = {
-        "busy_ms": total / steps / 1e6,
-        "kernels": sum(number for number, _ in kernels.values()) / steps,
-        "largest": [(name, number / steps, ns / steps / 1e3) for name, (number, ns) in largest],
-    }
-    print(f"\n{phase}: the GPU computes {profile['busy_ms']:.2f} ms a step, in "
-          f"{profile['kernels']:.0f} kernels; the ten largest:\n"
-          f"{'kernel':<70}{'a step':>8}{'µs a step':>12}{'share':>8}")
-    for name, number, µs in profile["largest"]:
-        share = µs / 1e3 / profile["busy_ms"]
-        print(f"{name[:68]:<70}{number:>8.1f}{µs:>12.1f}{share:>8.1%}")
-    return profile
+    largest = [(kernel, number / steps, ns / steps / 1e3) for kernel, (number, ns) in largest]
+    print(f"\n{name}: the GPU computes {busy:.2f} ms a step, in {count:.0f} kernels; the largest:")
+    print(f"{'kernel':<70}{'a step':>8}{'µs a step':>12}{'share':>8}")
+    for kernel, number, µs in largest:
+        print(f"{kernel[:68]:<70}{number:>8.1f}{µs:>12.1f}{µs / 1e3 / busy:>8.1%}")
+    return {"busy_ms": busy, "kernels": count, "largest": largest}
 
 
-def made_up(count, side):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
-    return images, rng.integers(0, 10, count, np.int32)
+def forward_pass(classifier):
+    """Arithmetic (FLOP) of one image's forward pass, and the numbers its layers read and write, of
+    `Conv2D` and `Dense` layers: the rest could be computed on the way."""
+    operations = moved = 0
+    for layer in all_layers(classifier):
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+            positions = np.prod(layer.output.shape[1:-1])
+            operations += 2 * positions * np.prod(layer.kernel.shape)
+            moved += np.prod(layer.input.shape[1:]) + np.prod(layer.output.shape[1:])
+    return int(operations), int(moved)
 
 
-def held_then_read(files, labels, batch_size, steps, epochs):
-    """Without end: `epochs` epochs of a batch that is in memory, and the next ones read."""
-    read = pipeline.batches(files, labels, batch_size, epochs=range(epochs), seed=0)
-    held = tf.data.Dataset.from_tensors(next(iter(read))).repeat(steps * epochs)
-    return held.concatenate(read).repeat().prefetch(2)
+def report(arguments, clock, steps, counts):
+    """Prints the tables, and returns their figures."""
+    figures = {"flags": vars(arguments) | {"json": None}, "steps": steps, "versions": versions()}
+    print(f"{'':<28}{'ms a step':>10}{'range':>22}{'first epoch, s':>18}{'peak, GB':>12}")
+    for name, span in epochs_of(arguments).items():
+        if span.start in clock.profiled:
+            continue
+        first, *counted = clock.seconds[span.start : span.stop]
+        one = input_pipeline.spread([1e3 * seconds / steps for seconds in counted])
+        peak = max(clock.peaks[span.start : span.stop], default=0) / 1e9
+        figures[name] = one | {"first_s": first, "peak_gb": peak}
+        between = f"{one['min']:.2f} to {one['max']:.2f}"
+        print(f"{name:<28}{one['median']:>10.2f}{between:>22}{first:>18.1f}{peak or '':>12.4}")
+    figures["ratio"] = figures["phase 2"]["median"] / figures["cross-entropy"]["median"]
+    print(f"phase 2 over cross-entropy: {figures['ratio']:.2f}; {steps} steps an epoch")
+    width = 2 if arguments.mixed_precision else 4
+    for phase, passes in PASSES.items():
+        if arguments.files:
+            whole = figures[f"{phase}, from files"]["median"]
+            figures[f"{phase}, input wait"] = wait = 1 - figures[phase]["median"] / whole
+            print(f"{phase} waits for its input: {wait:.1%} of a step")
+        flop, moved = (passes * arguments.batch_size * count / 1e9 for count in counts)
+        print(f"{phase} takes at least {flop:.0f} GFLOP and {moved * width:.2f} GB a step")
+    print(figures["versions"])
+    for name, span in epochs_of(arguments).items():
+        if span.start in clock.profiled:
+            figures[name] = report_kernels(name, clock.kernels[span.start], steps)
+    return figures
 
 
 def main(argv):
     arguments = parse(argv)
-    if arguments.jit_compile:
-        command_line.configure_xla()
-    if arguments.mixed_precision:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-    keras.utils.set_random_seed(0)
-    epochs = (1 + arguments.epochs) * (2 if arguments.files else 1)
-    classifier = build_classifier(arguments.network)
-    side = classifier.input_shape[1]
-    model = MetaLabelNet(
-        classifier, epochs + arguments.profile,
-        augmentation=layers.RandomFlipCrop(4) if side == 32
-        else layers.RandomFlipCrop(0, vertical_flip=False),
-    )  # fmt: skip
-    model.compile(
-        keras.optimizers.SGD(1e-2, momentum=0.9),
-        jit_compile=arguments.jit_compile,
-        steps_per_execution=arguments.steps_per_execution,
-    )
+    spans = epochs_of(arguments)
+    epochs = max(span.stop for span in spans.values())
+    model = build_model(arguments, warmup_epochs=epochs // 2)
+    clock = Clock([span.start for name, span in spans.items() if name.endswith("profile")])
+    steps = (arguments.files or arguments.images) // arguments.batch_size
     with tempfile.TemporaryDirectory() as directory:
-        if arguments.files:
-            input_pipeline.make_photographs(pathlib.Path(directory), min(arguments.files, 400))
-            resize = (side * 8 // 7, side * 8 // 7)
-            files, labels, _ = image_files.from_directory(directory, (side, side), resize)
-            many = np.arange(arguments.files) % len(files)
-            steps = arguments.files // arguments.batch_size
-            noisy = held_then_read(
-                files[many], labels[many], arguments.batch_size, steps, 1 + arguments.epochs
-            )
-            meta = (files, labels)
-        else:
-            noisy = made_up(arguments.images, side)
-            meta = made_up(max(arguments.batch_size, arguments.images // 10), side)
-            steps = arguments.images // arguments.batch_size
-        of_a_phase = epochs + arguments.profile
-        profiled = {of_a_phase - 1, 2 * of_a_phase - 1} if arguments.profile else ()
-        clock = Clock(profiled)
+        noisy, meta = data(arguments, model.classifier.input_shape[1], directory)
         model.fit(
-            noisy, meta_data=meta, batch_size=arguments.batch_size, epochs=2 * of_a_phase,
+            noisy, meta_data=meta, batch_size=arguments.batch_size, epochs=epochs,
             callbacks=[clock], verbose=0, steps_per_epoch=steps if arguments.files else None,
         )  # fmt: skip
-    report(arguments, clock, epochs, of_a_phase, steps, forward_pass(classifier))
-
-
-def report(arguments, clock, epochs, of_a_phase, steps, counts):
-    """Prints the table, and writes it as JSON."""
-    figures = {"flags": vars(arguments) | {"json": None}, "steps": steps}
-    figures |= {"versions": outputs.versions()}
-    figures |= dict(zip(("operations_an_image", "numbers_moved_an_image"), counts))
-    print(f"{'':<28}{'ms a step':>10}{'range':>22}{'first epoch, s':>18}{'peak, GB':>12}")
-    for number, phase in enumerate(PHASES):
-        since = number * of_a_phase
-        counted = range(since + 1, since + epochs)
-        peak = max(clock.peaks[since : since + epochs], default=0) / 1e9
-        kinds = {phase: counted}
-        if arguments.files:
-            kinds = {
-                phase: counted[: arguments.epochs],
-                f"{phase}, from files": counted[arguments.epochs + 1 :],
-            }
-        for name, which in kinds.items():
-            values = [1e3 * clock.seconds[i] / steps for i in which]
-            median, low, high = statistics.median(values), min(values), max(values)
-            figures[name] = {"median_ms": median, "min_ms": low, "max_ms": high}
-            figures[name] |= {"first_s": clock.seconds[since], "peak_gb": peak}
-            print(f"{name:<28}{median:>10.2f}{f'{low:.2f} to {high:.2f}':>22}"
-                  f"{clock.seconds[since]:>18.1f}{peak or '':>12.4}")
-        if arguments.files:
-            whole = figures[f"{phase}, from files"]["median_ms"]
-            figures[f"{phase}, input wait"] = 1 - figures[phase]["median_ms"] / whole
-            print(f"{phase} waits for its input: {figures[f'{phase}, input wait']:.1%} of a step")
-    figures["ratio"] = figures["phase 2"]["median_ms"] / figures["cross-entropy"]["median_ms"]
-    print(f"phase 2 over cross-entropy: {figures['ratio']:.2f}; {steps} steps an epoch, "
-          f"{arguments.epochs} epochs")
-    flop, moved = (arguments.batch_size * count / 1e9 for count in counts)
-    width = 2 if arguments.mixed_precision else 4
-    for phase, passes in zip(PHASES, (3, 11)):
-        print(f"{phase}: at least {passes} forward passes, {passes * flop:.0f} GFLOP and "
-              f"{passes * moved * width:.2f} GB")
-    print(figures["versions"])
-    for epoch, kernels in clock.kernels.items():
-        phase = PHASES[epoch >= of_a_phase]
-        figures[f"{phase}, kernels"] = print_profile(phase, kernels, steps)
+    figures = report(arguments, clock, steps, forward_pass(model.classifier))
     if arguments.json:
-        outputs.write_json(arguments.json, figures)
+        files.write_json(arguments.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,107 +1,78 @@
-"""Table I of the paper: every run of the grid, several at a time, and the table.
+"""Table I of the paper: the runs of its methods, and the table beside the paper's numbers.
 
     python benchmarks/table1.py --noise_probs cifar10_student_probs.npy
     python benchmarks/table1.py --table_only
 
-Each run is the command line's, in a directory under --output_dir; run again, this goes on where it
-was. Whenever a run ends, --results (JSON, a line a run: its result.json and its accuracies by
-epoch) and the Markdown table beside it are written anew. Runs of the first seed come first, so that
-the table can be read early. Flags after `--` are passed on to every run.
+Runs of the first seed come first, so that the table can be read early. Flags after `--` go to every
+run.
 """
 
-import itertools
+import pathlib
 import sys
 
 import grid
-from grid import quote
 
-from mln_keras.data import corruption
+from mln_keras.methods import METHODS
 
-METHODS = {"metalabelnet": "MetaLabelNet", "cross_entropy": "cross-entropy"}
-RATIOS = (0.2, 0.4, 0.6, 0.8)
-PAPER = {  # Table I, rows "Ours" and "Cross Entropy": mean and standard deviation of 4 runs
-    ("uniform", "metalabelnet"): ("83.35 ± 0.17", "79.03 ± 0.26", "70.60 ± 0.86", "50.02 ± 0.44"),
-    ("uniform", "cross_entropy"): ("82.55 ± 0.80", "76.31 ± 0.75", "65.94 ± 0.44", "38.19 ± 0.81"),
-    ("feature_dependent", "metalabelnet"):
-        ("83.00 ± 0.41", "80.42 ± 0.51", "78.42 ± 0.36", "76.57 ± 0.33"),
-    ("feature_dependent", "cross_entropy"):
-        ("81.75 ± 0.39", "71.86 ± 0.69", "69.78 ± 0.71", "23.18 ± 0.55"),
-}  # fmt: skip
+DEFAULT_METHODS = ("metalabelnet", "cross_entropy")
+PAPER = {  # on CIFAR-10: mean and standard deviation of 4 runs, at each of grid.RATIOS
+    "uniform": {
+        "cross_entropy": "82.55±0.80 76.31±0.75 65.94±0.44 38.19±0.81",
+        "symmetric_cross_entropy": "81.36±2.27 78.94±2.22 72.20±2.24 51.47±1.58",
+        "generalized_cross_entropy": "84.98±0.30 81.65±0.30 74.59±0.46 42.53±0.24",
+        "bootstrap": "82.76±0.36 76.66±0.72 66.33±0.30 38.35±1.83",
+        "forward": "83.24±0.37 79.69±0.49 71.41±0.80 31.53±2.75",
+        "joint_optimization": "83.64±0.50 78.69±0.62 68.83±0.22 39.59±0.77",
+        "pencil": "83.86±0.47 79.01±0.62 71.53±0.39 46.07±0.75",
+        "co_teaching": "85.82±0.22 80.11±0.41 70.02±0.50 39.83±2.62",
+        "mlnt": "83.32±0.45 77.59±0.85 67.44±0.45 38.83±1.76",
+        "meta_weight_net": "83.59±0.54 80.22±0.16 71.22±0.81 45.81±1.78",
+        "mslg": "83.03±0.44 78.28±1.03 71.30±1.54 52.43±1.26",
+        "metalabelnet": "83.35±0.17 79.03±0.26 70.60±0.86 50.02±0.44",
+    },
+    "feature_dependent": {
+        "cross_entropy": "81.75±0.39 71.86±0.69 69.78±0.71 23.18±0.55",
+        "symmetric_cross_entropy": "74.45±2.97 63.71±0.58 fail fail",
+        "generalized_cross_entropy": "81.43±0.45 72.35±0.51 66.60±0.43 fail",
+        "bootstrap": "81.59±0.61 72.18±0.86 69.50±0.29 23.05±0.64",
+        "forward": "77.17±0.86 69.46±0.68 36.98±0.73 fail",
+        "joint_optimization": "81.83±0.51 74.06±0.57 71.74±0.63 44.81±0.93",
+        "pencil": "81.82±0.41 75.18±0.50 69.10±0.24 fail",
+        "co_teaching": "81.07±0.25 72.73±0.61 68.08±0.42 18.77±0.07",
+        "mlnt": "82.07±0.76 73.90±0.34 69.16±1.13 22.85±0.45",
+        "meta_weight_net": "81.36±0.54 72.52±0.51 67.59±0.43 22.10±0.69",
+        "mslg": "82.22±0.57 77.62±0.98 73.08±1.58 57.30±7.40",
+        "metalabelnet": "83.00±0.41 80.42±0.51 78.42±0.36 76.57±0.33",
+    },
+}
 
 
-def in_the_paper(noise, ratio, method):
-    return dict(zip(RATIOS, PAPER.get((noise, method), ()))).get(ratio, "")
-
-
-def runs_of(arguments):
-    """Name, and program with flags, of every run in the order of running."""
-    return {
-        f"{noise}-{ratio}-{method}-seed{seed}": grid.command(
-            arguments, [grid.PROGRAM], noise, ratio, seed, method
-        )
-        for seed, noise, ratio, method in itertools.product(
-            arguments.seeds, arguments.noises, arguments.ratios, arguments.methods
-        )
-    }
+def in_the_paper(result):
+    """The paper's number for the noise, ratio and method of a result; "" where it has none."""
+    numbers = PAPER.get(result["noise"], {}).get(result["method"], "").split()
+    of_ratio = dict(zip(grid.RATIOS, numbers)) if result["dataset"] == "cifar10" else {}
+    return of_ratio.get(result["noise_ratio"], "").replace("±", " ± ")
 
 
 def table(results):
-    """Markdown: a row a noise, ratio and method, then the gain over cross-entropy, if any."""
-    lines = [
-        "| noise | method | seeds | warm-up end | best by meta | last epoch | paper |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    cells = {}
-    for result in results:
-        cell = (result["noise"], result["noise_ratio"], result["method"])
-        cells.setdefault(cell, {})[result["seed"]] = result
-    for (noise, ratio, method), runs in sorted(cells.items()):
-        accuracies = (
-            quote([run[name] for run in runs.values()])
-            for name in ("warmup_test_accuracy", "test_accuracy", "last_test_accuracy")
-        )
-        seeds = ", ".join(map(str, sorted(runs)))
-        cell = (f"{noise}, {ratio:.0%}", METHODS[method], seeds, *accuracies)
-        lines.append(f"| {' | '.join(cell)} | {in_the_paper(noise, ratio, method)} |")
-    gains = [
-        "",
-        "Gain over cross-entropy, of the seeds that both methods have:",
-        "",
-        "| noise | seeds | best by meta | last epoch | paper |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    header = len(gains)
-    for noise, ratio in sorted({cell[:2] for cell in cells}):
-        ours, theirs = (cells.get((noise, ratio, method), {}) for method in METHODS)
-        seeds = sorted(set(ours) & set(theirs))
-        if seeds:
-            gains_of = (
-                quote([ours[seed][name] - theirs[seed][name] for seed in seeds])
-                for name in ("test_accuracy", "last_test_accuracy")
-            )
-            paper = [in_the_paper(noise, ratio, method) for method in METHODS]
-            if all(paper):
-                ours_mean, theirs_mean = (float(cell.split(" ± ")[0]) for cell in paper)
-                paper = [f"{ours_mean - theirs_mean:.2f}"]
-            cell = (f"{noise}, {ratio:.0%}", ", ".join(map(str, seeds)), *gains_of, paper[0])
-            gains.append(f"| {' | '.join(cell)} |")
-    lines += gains if len(gains) > header else []
-    return "\n".join(lines) + "\n"
+    return grid.table(results, "method", paper=in_the_paper)
 
 
 def parse(argv):
-    def define(add):
-        add("--noises", type=grid.names(corruption.NAMES), default=list(grid.NOISES))
-        add("--ratios", type=grid.numbers(float), default=list(RATIOS))
-        add("--methods", type=grid.names(METHODS), default=list(METHODS))
-
-    return grid.name_files(grid.parse(__doc__, argv, define, seeds=[0, 1, 2, 3]), "table1")
+    parser = grid.parser(__doc__)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=DEFAULT_METHODS)
+    parser.set_defaults(
+        results=pathlib.Path("results/table1.jsonl"),
+        noises=grid.NOISES, ratios=grid.RATIOS, seeds=[0, 1, 2, 3],
+    )  # fmt: skip
+    return grid.parse(parser, argv)
 
 
 def main(argv):
     """Returns the exit status: 1 where a run failed."""
     arguments = parse(argv)
-    return grid.main(arguments, runs_of(arguments), table)
+    varied = {method: [f"--method={method}"] for method in arguments.methods}
+    return grid.main(arguments, grid.runs_of(arguments, varied), table)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,17 @@ class SoftLabelChange(keras.callbacks.Callback):
             logs["soft_label_change"] = float(np.abs(self._before - before).mean())
 
 
+def best_row(rows, chosen_from):
+    """The first row with the highest meta accuracy, of this phase on where there are such.
+
+    Args:
+        rows: of history.csv.
+        chosen_from: number of a phase, from 1.
+    """
+    late = [row for row in rows if row["phase"] >= chosen_from]
+    return max(late or rows, key=lambda row: row["meta_accuracy"])
+
+
 class RunRecorder(keras.callbacks.Callback):
     """After each epoch: measures meta and test set, keeps history.csv and the best weights, and
     prints a line; saves a checkpoint after the first and the last epoch, and where there has been
@@ -165,10 +176,8 @@ class RunRecorder(keras.callbacks.Callback):
                     f"last: the {name} is {value}; lower the learning rates"
                 )
         self.rows.append(row | dict.fromkeys(absent))
-        best = self.best_epoch and self.rows[self.best_epoch - 1]["meta_accuracy"]
-        is_best = best is None or row["meta_accuracy"] > best
-        if is_best:
-            self.best_epoch = epoch + 1
+        self.best_epoch = best_row(self.rows, self.model.chosen_from)["epoch"]
+        is_best = self.best_epoch == epoch + 1
         now = time.monotonic()
         took, self._since = now - self._since, now
         self.seconds += took

@@ -46,6 +46,11 @@ def define_flags():
     define("float", "learning_rate", None, "λ, of the classifier, before the recipe's drops.")
     define("float", "meta_learning_rate", None, "β, of the label head.")
     define("float", "inner_learning_rate", None, "α, of the step from θ to θ̂ (Eq. 5).")
+    define("bool", "as_run", None, "The loss that the paper's authors ran, where it is another.")
+    define("float", "clean_weight", None, "Of metalabelnet_clean: weight of the clean images' "
+           "cross-entropy in phase 2. Default: 0.1.")
+    define("integer", "fine_tune_epochs", None, "Of metalabelnet_clean: epochs of fine-tuning on "
+           "the clean images after phase 2. Default: 0.")
     define("bool", "vertical_flip", None, "Mirror half of the training images top to bottom, too.")
     define("integer", "seed", 0, "Of splits, noise, initial weights, order and augmentation.")
     define("string", "output_dir", None, "Default: runs/DATASET-NOISE-RATIO-METHOD-seedN.")
@@ -113,6 +118,7 @@ def settings_of(given):
     recipe = RECIPES[settings["dataset"]].with_flags(settings)
     settings |= {name: getattr(recipe, name) for name in settings if hasattr(recipe, name)}
     _check_ranges(settings)
+    _check_method(given, settings)
     _check_together(settings)
     if not settings["output_dir"]:
         parts = ("dataset", "noise", "noise_ratio", "method")
@@ -137,6 +143,16 @@ def _check_ranges(settings):
         checks.positive(name, settings[name])
 
 
+def _check_method(given, settings):
+    """Refuses the option of another method; the demonstration takes those of its first."""
+    name = settings["method"] or next(iter(METHODS))
+    of_some = {flag for method in METHODS.values() for flag in method.flags}
+    for flag in sorted(of_some - set(METHODS[name].flags)):
+        if given[flag] is not None:
+            takers = ", ".join(n for n, method in METHODS.items() if flag in method.flags)
+            raise ArgumentError(flag, f"is not for --method {name}, but for {takers}")
+
+
 def _check_together(settings):
     if settings["noise"] == "none" and settings["noise_ratio"] != 0:
         raise ArgumentError(
@@ -147,15 +163,14 @@ def _check_together(settings):
             "noise_probs",
             f"is for --noise feature_dependent, received with --noise {settings['noise']}",
         )
-    if settings["method"] == "cross_entropy":
-        return
-    if settings["warmup_epochs"] >= settings["epochs"]:
+    method = METHODS[settings["method"] or next(iter(METHODS))]
+    if method.chosen_from > 1 and settings["warmup_epochs"] >= settings["epochs"]:
         raise ArgumentError(
             "warmup_epochs",
             f"expected fewer than --epochs={settings['epochs']}, received "
             f"{settings['warmup_epochs']}, so phase 2 would never begin",
         )
-    if settings["batch_size"] > settings["meta_size"]:
+    if method.needs_meta and settings["batch_size"] > settings["meta_size"]:
         raise ArgumentError(
             "batch_size",
             f"expected at most --meta_size={settings['meta_size']}, received "

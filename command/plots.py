@@ -5,7 +5,6 @@ import pathlib
 from mln_keras.command.files import atomic_write, read_csv
 
 SHEET = (5, 8)  # rows and columns of suspects.png
-COLORS = {"metalabelnet": "tab:blue", "cross_entropy": "tab:orange"}
 
 
 def plot_curves(path, runs):
@@ -20,14 +19,14 @@ def plot_curves(path, runs):
 
     figure = matplotlib.figure.Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
-    for directory, result in runs:
+    for number, (directory, result) in enumerate(runs):
         rows = read_csv(pathlib.Path(directory) / "history.csv")
         epochs = [int(row["epoch"]) for row in rows]
         test, meta = (
             [100 * float(row[name]) for row in rows] for name in ("test_accuracy", "meta_accuracy")
         )
         name = result["method"].replace("_", "-")
-        color = COLORS[result["method"]]
+        color = f"C{number}"
         axes.plot(epochs, test, color=color, label=f"{name}, test set")
         if len(runs) == 1:
             axes.plot(epochs, meta, color="0.6", linewidth=0.8, label=f"{name}, meta set")
@@ -62,7 +61,7 @@ def plot_soft_label_change(path, rows):
     axes = figure.subplots()
     points = [(int(row["epoch"]), row["soft_label_change"]) for row in rows]
     points = [(epoch, float(change)) for epoch, change in points if change not in (None, "")]
-    axes.plot(*zip(*points), marker=".", color=COLORS["metalabelnet"])
+    axes.plot(*zip(*points), marker=".")
     axes.set(xlabel="epoch", ylabel="mean absolute change", title="Soft labels, epoch to epoch")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from mln_keras.command import plots, review
-from mln_keras.command.checkpoints import best_weights, remove_other_checkpoints
+from mln_keras.command.checkpoints import best_row, best_weights, remove_other_checkpoints
 from mln_keras.command.files import atomic_write, write_csv, write_json
 from mln_keras.command.output_dir import NOT_PART_OF_A_RUN
 from mln_keras.command.versions import versions
@@ -26,19 +26,20 @@ def write_soft_labels(directory, given_labels, soft_labels):
         )
 
 
-def summarize(rows, warmup_epochs):
+def summarize(rows, warmup_epochs, chosen_from=1):
     """The accuracies that a run is quoted by.
 
     Args:
         rows: of history.csv.
         warmup_epochs: where phase 2 began; None for a run without phase 2.
+        chosen_from: the phase from which on the best epoch is looked for.
 
     Returns:
         dict: `warmup_test_accuracy` (None without phase 2), `best_epoch` (counted from 1, the
         first with the highest meta accuracy), `meta_accuracy` and `test_accuracy` of that epoch,
         `last_test_accuracy`. Accuracies in 0..1.
     """
-    best = max(rows, key=lambda row: row["meta_accuracy"])
+    best = best_row(rows, chosen_from)
     warmup = rows[warmup_epochs - 1]["test_accuracy"] if warmup_epochs else None
     return {
         "warmup_test_accuracy": warmup,
@@ -102,7 +103,9 @@ def write_results(directory, model, settings, rows, splits, flags, **more):
     """
     directory = pathlib.Path(directory)
     names = ("dataset", "noise", "noise_ratio", "method", "seed", "epochs", "warmup_epochs")
-    result = {name: settings[name] for name in names} | summarize(rows, settings["warmup_epochs"])
+    result = {name: settings[name] for name in names} | summarize(
+        rows, settings["warmup_epochs"], model.chosen_from
+    )
     write_csv(directory / "history.csv", rows)
     remove_other_checkpoints(directory, rows[-1]["epoch"], result["best_epoch"])
     model.load_weights(best_weights(directory, result["best_epoch"]))

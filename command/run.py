@@ -1,6 +1,7 @@
 """One run, from flags to files, and the demonstration, which is two."""
 
 import contextlib
+import inspect
 import os
 import sys
 import warnings
@@ -177,13 +178,20 @@ def run_or_say_why_not(settings, recipe, splits):
     return None
 
 
-def run(settings, recipe, splits):
-    """Trains one run, writes its files and returns its result, the content of result.json."""
+def run(settings, recipe, splits, callbacks=()):
+    """Trains one run, writes its files and returns its result, the content of result.json.
+
+    Args:
+        settings, recipe, splits: as `prepare` takes and returns them.
+        callbacks: Keras callbacks that come before what records an epoch and saves it.
+    """
     directory = settings["output_dir"]
     model = build_model(settings, recipe)
-    _, epochs, learning_rate_at = type(model).from_recipe(recipe)
+    _, epochs, learning_rate_at = plan_of(settings, recipe)
     needs_meta = any(phase.needs_meta for phase in model.phases())
     state, weights = checkpoints.load_checkpoint(directory)
+    if model.keeps_samples:
+        model.see_samples(splits.given_labels)  # makes what the weights are loaded into
     if state is not None:
         model.load_weights(weights)
     held_out = {
@@ -193,7 +201,7 @@ def run(settings, recipe, splits):
     recorder = checkpoints.RunRecorder(directory, settings, held_out, state)
     print(f"{settings['method']} on {versions()['device']}: {directory}, from epoch "
           f"{len(recorder.rows) + 1} to {epochs}", flush=True)  # fmt: skip
-    callbacks = [keras.callbacks.LearningRateScheduler(learning_rate_at)]
+    callbacks = [keras.callbacks.LearningRateScheduler(learning_rate_at), *callbacks]
     if hasattr(model, "soft_labels"):
         callbacks.append(checkpoints.SoftLabelChange(splits.train_images))
     with warnings.catch_warnings():
@@ -210,10 +218,12 @@ def run(settings, recipe, splits):
     if hasattr(model, "soft_labels"):
         soft_labels = model.soft_labels(splits.train_images)
         results.write_soft_labels(directory, splits.given_labels, soft_labels)
+    if model.keeps_samples:
+        results.write_soft_labels(directory, splits.given_labels, model.sample_soft_labels())
     return results.write_results(
         directory,
         model,
-        settings | {"warmup_epochs": recipe.warmup_epochs if needs_meta else None},
+        settings | {"epochs": epochs, "warmup_epochs": getattr(model, "warmup_epochs", None)},
         recorder.rows,
         splits,
         settings,
@@ -221,13 +231,28 @@ def run(settings, recipe, splits):
     )
 
 
+def plan_of(settings, recipe):
+    """The method's arguments, its number of epochs and its learning rate by epoch."""
+    method = METHODS[settings["method"]]
+    given = {
+        name: settings[name]
+        for name in ("as_run", "clean_weight", "fine_tune_epochs")
+        if settings[name] is not None and name in method.flags
+    }
+    of_plan = given.keys() & inspect.signature(method.from_recipe).parameters.keys()
+    options, epochs, learning_rate_at = method.from_recipe(
+        recipe, **{name: given[name] for name in of_plan}
+    )
+    options |= {name: given[name] for name in given.keys() - of_plan}
+    return options, epochs, learning_rate_at
+
+
 def build_model(settings, recipe):
     """The recipe's model, compiled. Sets Keras' global seed and dtype policy, which stay so."""
     keras.utils.set_random_seed(settings["seed"])
     keras.config.set_dtype_policy("mixed_bfloat16" if settings["mixed_precision"] else "float32")
-    method = METHODS[settings["method"]]
-    options, _, _ = method.from_recipe(recipe)
-    model = method(
+    options, _, _ = plan_of(settings, recipe)
+    model = METHODS[settings["method"]](
         recipe.build_classifier(),
         augmentation=recipe.build_augmentation(vertical_flip=recipe.vertical_flip),
         shuffle_meta=False,  # their order is drawn already, with the split
@@ -235,7 +260,7 @@ def build_model(settings, recipe):
         **options,
     )
     meta_optimizer = None
-    if model.meta_weights():
+    if "meta_learning_rate" in model.flags:
         meta_optimizer = keras.optimizers.Adam(recipe.meta_learning_rate, epsilon=1e-8)
     model.compile(
         keras.optimizers.SGD(recipe.learning_rate, momentum=0.9),

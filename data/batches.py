@@ -74,6 +74,23 @@ def batches(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+def in_order(images, labels, batch_size):
+    """Every sample once, in order; the last batch may be smaller.
+
+    Args:
+        images: (N, H, W, C), any dtype, or `ImageFiles`.
+        labels: integer (N,).
+        batch_size: samples a batch.
+
+    Returns:
+        tf.data.Dataset of (images (n, H, W, C), labels (n,)).
+    """
+    if isinstance(images, ImageFiles):
+        return images.dataset(labels, batch_size)
+    samples = tf.data.Dataset.from_tensor_slices((images, labels))
+    return samples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
 def mix(noisy, unlabeled, epochs=range(1)):
     """The batches of both data sets, interleaved in proportion to their numbers.
 

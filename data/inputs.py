@@ -14,6 +14,7 @@ from mln_keras.data.batches import (
     batches,
     converted,
     hold,
+    in_order,
     is_endless,
     mix,
     steps_an_epoch,
@@ -24,6 +25,7 @@ from mln_keras.data.image_files import ImageFiles
 
 NO_META_SAMPLE = "meta_data: holds no sample of class"
 ONE = range(1)
+MOST_BATCHES = 1000  # of clean data that are looked at before training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +66,12 @@ class Batching:
 class Stream:
     """One split. `of(epochs=range)` makes its batches; `held` are its images on the GPU, or None.
 
-    Where images are held, batches have their row numbers in the images' place.
+    Where images are held, batches have their row numbers in the images' place. `whole()` makes the
+    batches of every sample once, in order; None where their number is unknown or infinite.
     """
 
     of: Callable
+    whole: Callable | None
     held: tf.Tensor | None = None
 
 
@@ -98,23 +102,53 @@ class TrainingData:
         labeled, everything, self.image_dtype, self.labels = make(
             noisy, unlabeled, expected, batching
         )
-        self._noisy = noisy
+        self._noisy, self._meta = noisy, meta
         expected = dataclasses.replace(expected, dtype=self.image_dtype)
-        meta = _meta_stream(meta, expected, batching)
-        self._streams = {"labeled": labeled, "all": everything, "meta": meta}
+        stream, beside = _meta_streams(meta, expected, batching)
+        self._streams = {"labeled": labeled, "all": everything, "meta": stream, "beside": beside}
         one = everything.of(epochs=ONE)
         self.has_known_length = steps_an_epoch(one, ONE) is not None
         self.is_endless = is_endless(one)
 
     def check(self, phase):
-        """Raises ArgumentError where there are too few samples for a batch of this phase."""
+        """Raises ArgumentError where there are too few samples for a batch of this phase, or where
+        it goes over all of a data set whose end is not known."""
+        for samples in (*phase.reads, *(["meta"] if phase.samples == "meta" else [])):
+            if self._streams[samples].whole is None:
+                raise ArgumentError(
+                    "meta_data" if samples == "meta" else "x",
+                    f"expected a tf.data.Dataset of known length, as {phase.name} goes over all of "
+                    f"it; see tf.data.experimental.assert_cardinality",
+                )
         self.batches(phase, ONE)
+
+    def look_at_meta(self):
+        """Reads a Dataset of clean data once, which checks its labels; one without end in part."""
+        if isinstance(self._meta, tf.data.Dataset):
+            for _ in self._streams["meta"].of(epochs=ONE).take(MOST_BATCHES):
+                pass
+
+    def every(self, samples):
+        """Each sample once, in order, "labeled" or "meta" ones.
+
+        Yields:
+            (images (n, H, W, channels), int32 labels (n,)), tensors, batch by batch.
+        """
+        stream = self._streams[samples]
+        for images, labels in stream.whole():
+            yield images if stream.held is None else tf.gather(stream.held, images), labels
 
     def first_images(self, count):
         """The first images of x, at most this many, an array."""
         if isinstance(self._noisy, tf.data.Dataset):
             return next(iter(self._noisy))[0][:count]
         return np.asarray(self._noisy[0][:count])
+
+    def num_labeled(self):
+        """How many labeled samples x has; a Dataset is gone through for it."""
+        if self.labels is None:
+            return sum(len(labels) for _, labels in self.every("labeled"))
+        return int(np.sum(self.labels >= 0))
 
     def batches(self, phase, epochs):
         """tf.data.Dataset of a phase's batches over a range of epochs.
@@ -124,7 +158,7 @@ class TrainingData:
         """
         dataset = self._streams[phase.samples].of(epochs=epochs)
         if phase.with_meta:
-            return with_meta(dataset, self._streams["meta"].of, epochs)
+            return with_meta(dataset, self._streams["beside"].of, epochs)
         return dataset
 
     def held(self, phase):
@@ -134,7 +168,7 @@ class TrainingData:
 
 
 def _from_dataset(noisy, unlabeled, expected, batching):
-    """The streams of labeled and of all samples of a tf.data.Dataset, the images' dtype, no labels."""
+    """The streams of labeled and of all samples of a Dataset, the images' dtype, no labels."""
     if batching.with_rows:
         raise ArgumentError(
             "x",
@@ -143,15 +177,20 @@ def _from_dataset(noisy, unlabeled, expected, batching):
         )
     noisy = _checked_dataset("x", noisy, expected)
     dtype = noisy.element_spec[0].dtype.name
-    labeled = functools.partial(_repeated, noisy)
+    labeled = _dataset_stream(noisy)
     if unlabeled is None:
-        return Stream(labeled), Stream(labeled), dtype, None
+        return labeled, labeled, dtype, None
     images_of = _unlabeled_batches(unlabeled, expected.image_shape, dtype, batching)
 
     def everything(epochs):
-        return mix(labeled(epochs=epochs), images_of(epochs=epochs), epochs)
+        return mix(labeled.of(epochs=epochs), images_of(epochs=epochs), epochs)
 
-    return Stream(labeled), Stream(everything), dtype, None
+    return labeled, Stream(everything, None), dtype, None
+
+
+def _dataset_stream(dataset):
+    has_end = int(dataset.cardinality()) > 0
+    return Stream(functools.partial(_repeated, dataset), (lambda: dataset) if has_end else None)
 
 
 def _unlabeled_batches(unlabeled, image_shape, dtype, batching):
@@ -173,7 +212,7 @@ def _unlabeled_batches(unlabeled, image_shape, dtype, batching):
 
 
 def _from_arrays(noisy, unlabeled, expected, batching):
-    """The streams of labeled and of all samples of arrays or files, the images' dtype and labels."""
+    """The streams of labeled and of all samples of arrays, the images' dtype, the labels."""
     images, labels = _checked_arrays("x", noisy, expected, allow_unlabeled=True)
     dtype, held = images.dtype.name, None
     if unlabeled is not None:
@@ -190,11 +229,13 @@ def _from_arrays(noisy, unlabeled, expected, batching):
         held, images = hold(images)
 
     def stream(which, name):
+        split = converted(images[which]), labels[which], batching.batch_size
         return Stream(
             functools.partial(
-                batches, converted(images[which]), labels[which], batching.batch_size,
-                seed=batching.seed, name=name, rows=rows[which] if batching.with_rows else None,
+                batches, *split, seed=batching.seed, name=name,
+                rows=rows[which] if batching.with_rows else None,
             ),
+            functools.partial(in_order, *split),
             held,
         )  # fmt: skip
 
@@ -205,12 +246,12 @@ def _from_arrays(noisy, unlabeled, expected, batching):
     return labeled, everything, dtype, labels
 
 
-def _meta_stream(meta, expected, batching):
-    """The stream of the clean data; None where there are none."""
+def _meta_streams(meta, expected, batching):
+    """The streams of the clean data, one to go over and one beside another; None without any."""
     if meta is None:
-        return None
+        return None, None
     if isinstance(meta, tf.data.Dataset):
-        return Stream(functools.partial(_repeated, _checked_dataset("meta_data", meta, expected)))
+        return (_dataset_stream(_checked_dataset("meta_data", meta, expected)),) * 2
     images, labels = _checked_arrays("meta_data", meta, expected, allow_unlabeled=False)
     _warn_of_missing_classes(labels, expected.num_classes)
     if isinstance(images, ImageFiles) and images.nbytes <= HELD_BYTES:
@@ -218,13 +259,17 @@ def _meta_stream(meta, expected, batching):
     held = None
     if batching.holds:
         held, images = hold(images)
-    # Another seed than that of x, where as many images would come in the same order.
-    seed = -1 - batching.seed if batching.shuffle_meta else None
-    of = functools.partial(
-        batches, converted(images), labels, batching.batch_size, seed=seed, name="meta_data"
-    )
-    of(epochs=ONE)  # refuses too few
-    return Stream(of, held)
+    split = converted(images), labels, batching.batch_size
+
+    def stream(shuffles):
+        # Another seed than that of x, where as many images would come in the same order.
+        seed = -1 - batching.seed if shuffles else None
+        of = functools.partial(batches, *split, seed=seed, name="meta_data")
+        return Stream(of, functools.partial(in_order, *split), held)
+
+    beside = stream(batching.shuffle_meta)
+    beside.of(epochs=ONE)  # refuses too few
+    return stream(True), beside
 
 
 def _warn_of_missing_classes(labels, num_classes):

@@ -4,7 +4,20 @@ from mln_keras.layers.augmentation import RandomFlipCrop
 from mln_keras.layers.backbones import cnn8, digits_cnn
 from mln_keras.layers.convolution import AlignedConv2D
 from mln_keras.layers.label_head import LabelHead
-from mln_keras.layers.losses import cross_entropy, entropy, kl_divergence
+from mln_keras.layers.losses import (
+    cross_entropy,
+    entropy,
+    forward_cross_entropy,
+    forward_cross_entropy_as_run,
+    generalized_cross_entropy,
+    hard_bootstrap,
+    kl_divergence,
+    prior_divergence,
+    soft_bootstrap,
+    soft_cross_entropy,
+    symmetric_cross_entropy,
+    symmetric_cross_entropy_as_run,
+)
 from mln_keras.layers.pooling import WindowMaxPooling2D
 
 __all__ = [
@@ -16,5 +29,14 @@ __all__ = [
     "cross_entropy",
     "digits_cnn",
     "entropy",
+    "forward_cross_entropy",
+    "forward_cross_entropy_as_run",
+    "generalized_cross_entropy",
+    "hard_bootstrap",
     "kl_divergence",
+    "soft_bootstrap",
+    "symmetric_cross_entropy",
+    "symmetric_cross_entropy_as_run",
+    "prior_divergence",
+    "soft_cross_entropy",
 ]

@@ -1,4 +1,4 @@
-"""Cross-entropy with the given labels: what everybody does first, row "Cross Entropy" of Table I."""
+"""Cross-entropy with the given labels, row "Cross Entropy" of Table I: what to try first."""
 
 import keras
 import tensorflow as tf

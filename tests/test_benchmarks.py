@@ -1,88 +1,131 @@
-"""The grid of Table I: what is trained, what is kept, and the table."""
+"""The benchmarks: what a grid trains and keeps, the tables, the figures, what is timed."""
 
-import contextlib
-import dataclasses
 import json
-import re
-import shutil
 import sys
 import time
 import types
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from mln_keras.command import flags as command_line
-from mln_keras import data
-from mln_keras import layers
-import mln_keras
-from mln_keras.command import files as outputs
-from mln_keras.data import noise, pipeline
+from mln_keras.command import checkpoints, files
+from mln_keras.command.versions import VERSION
+from mln_keras.methods import METHODS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-import differences
 import figures
 import grid
-import jpeg
-import keep_kernels
+import input_pipeline
 import step_time
 import table1
 
+NO_PAPER_ROW = {"fine_tune", "meta_only", "gold_loss_correction"}
+FAKE = """
+import json, os, pathlib, sys
+accuracy, directory = sys.argv[1], pathlib.Path(sys.argv[-1].removeprefix("--output_dir="))
+print("a line")
+if accuracy == "fail":
+    sys.exit(3)
+directory.mkdir(exist_ok=True)
+(directory / "environment.json").write_text(json.dumps(dict(os.environ)))
+(directory / "result.json").write_text(json.dumps(result | {"test_accuracy": float(accuracy)}))
+(directory / "history.csv").write_text("accuracy,meta_accuracy,test_accuracy\\n0.1,0.2,0.12345\\n")
+"""
+
+
+def result(name="a", test=0.7, **more):
+    """What a run of MetaLabelNet leaves, one epoch of warm-up and two of phase 2."""
+    found = {
+        "run": name, "dataset": "cifar10", "noise": "uniform", "noise_ratio": 0.4, "seed": 0,
+        "method": "metalabelnet", "warmup_epochs": 1, "warmup_test_accuracy": 0.5,
+        "test_accuracy": test, "last_test_accuracy": test - 0.1,
+        "versions": {"mln_keras": VERSION}, "history": {"test_accuracy": [0.5, test, test - 0.1]},
+    } | more  # fmt: skip
+    return found | {"flags": {**found, "output_dir": "/home/me", **found.get("flags", {})}}
+
 
 @pytest.fixture
-def arguments(tmp_path):
-    return [
-        "--dataset=digits", "--noises=uniform", "--ratios=0.2,2", "--seeds=1", "--jobs=2",
-        f"--output_dir={tmp_path / 'runs'}", f"--results={tmp_path / 'all' / 'table.jsonl'}",
-        "--", "--epochs=2", "--warmup_epochs=1", "--unlabeled_size=900",
-    ]  # fmt: skip
+def fake(tmp_path, monkeypatch):
+    """A program that leaves a run's files at once; the test runs in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
+    program = tmp_path / "program.py"
+    left = {of: value for of, value in result().items() if of not in ("run", "history")}
+    program.write_text(f"result = {left!r}\n{FAKE}")
+    return lambda **runs: {name: [program, str(accuracy)] for name, accuracy in runs.items()}
 
 
-def test_a_grid_goes_on_after_a_failure_and_repeats_nothing(arguments, tmp_path, capsys):
-    assert table1.main(arguments) == 1
+def arguments_of(*argv):
+    return grid.parse(grid.parser("A grid."), ["--results=results/r.jsonl", "--jobs=1", *argv])
+
+
+def environment(name):
+    return json.loads(Path("runs", "r", name, "environment.json").read_text())
+
+
+def names(results):
+    return "".join(one["run"] for one in results) + "\n"
+
+
+# ---- the grid -----------------------------------------------------------------------------------
+
+
+def test_a_run_replaces_its_own_line_and_leaves_the_others(fake, capsys):
+    """Those of b, d and e were made on another machine: here they have no folder."""
+    arguments = arguments_of()
+    path = arguments.results
+    grid.write(path, [result(name, 0.1) for name in "abde"])
+    runs = fake(c=0.3, a=0.2, d="fail")
+    assert grid.main(arguments, runs, names) == 1
+    found = {one["run"]: one["test_accuracy"] for one in grid.read(path)}
+    assert found == {"a": 0.2, "b": 0.1, "c": 0.3, "d": 0.1, "e": 0.1}
+    assert list(found) == sorted(found)
     out, err = capsys.readouterr()
-    assert "uniform-2.0-metalabelnet-seed1: exit status 2, see " in out
-    assert err == "\nfailed: uniform-2.0-metalabelnet-seed1, uniform-2.0-cross_entropy-seed1\n"
-    log = tmp_path / "runs" / "uniform-2.0-metalabelnet-seed1.log"
-    assert "--noise_ratio: expected 0 to 1, received 2.0" in log.read_text()
-
-    results = tmp_path / "all" / "table.jsonl"
-    runs = grid.read(results)
-    assert [run["method"] for run in runs] == ["metalabelnet", "cross_entropy"]
-    for run in runs:
-        file = tmp_path / "runs" / f"uniform-0.2-{run['method']}-seed1" / "result.json"
-        kept = json.loads(file.read_text())
-        assert run["test_accuracy"] == kept["test_accuracy"] and run["flags"]["epochs"] == 2
-        assert len(run["history"]["test_accuracy"]) == 2
-        last = run["history"]["test_accuracy"][-1]
-        assert last == pytest.approx(run["last_test_accuracy"], abs=1e-4)
-    assert str(tmp_path) not in results.read_text()
-
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
-    assert table1.main(arguments) == 1
-    capsys.readouterr()
-    assert table1.main([*arguments, "--table_only"][-1:] + arguments[:-4]) == 0
-    assert capsys.readouterr().out == results.with_suffix(".md").read_text()
-
-    arguments[arguments.index("--ratios=0.2,2")] = "--ratios=0.2"
-    assert table1.main(["--methods=metalabelnet", *arguments, "--learning_rate=0.1"]) == 1
-    assert "uniform-0.2-metalabelnet-seed1: exit status 2" in capsys.readouterr().out
-    assert grid.read(results) == runs
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == before
+    assert "d: exit status 3, see runs/r/d.log\n" in out and out.endswith("\nabcde\n")
+    assert err == "\nfailed: d\n"
+    assert sorted(path.with_suffix(".md").read_text()) == sorted("abcde\n")
 
 
-def test_where_all_runs_fail_nothing_is_written(tmp_path, monkeypatch, capsys):
-    """As with `--table_only` after the `--`, which is no flag of the runs."""
-    monkeypatch.setattr(grid, "train", lambda runs, *_: list(runs))
-    files = [f"--results={tmp_path / 'r.jsonl'}", f"--picture={tmp_path / 'p.png'}"]
-    for figure in ("figure4", "figure5"):
-        assert figures.main([figure, *files, "--", "--table_only"]) == 1
-        out, err = capsys.readouterr()
-        assert out == "" and err.startswith("\nfailed: ") and not list(tmp_path.iterdir())
+def test_a_file_is_of_one_data_set_and_version(fake):
+    for other in ({"dataset": "digits"}, {"versions": {"mln_keras": "0.1"}}):
+        arguments = arguments_of()
+        grid.write(arguments.results, [result("b", **other)])
+        with pytest.raises(SystemExit, match=r"--results: results/r.jsonl holds runs of another"):
+            grid.main(arguments, fake(a=0.2), names)
+        assert names(grid.read(arguments.results)) == "b\n" and not Path("runs").exists()
+
+
+def test_without_results_there_is_no_table(fake, capsys):
+    assert grid.main(arguments_of(), fake(a="fail"), names) == 1
+    assert capsys.readouterr() == ("a: exit status 3, see runs/r/a.log\n", "\nfailed: a\n")
+    assert not Path("results").exists()
+    with pytest.raises(SystemExit, match=r"results/r.jsonl is not there yet"):
+        grid.main(arguments_of("--table_only"), fake(a=0.2), names)
+
+
+def test_a_log_goes_on_and_the_runs_share_what_was_compiled(fake, monkeypatch):
+    for _ in range(2):
+        assert not grid.train(fake(a=1, b=1), Path("runs/r"), 1)
+    assert Path("runs/r/a.log").read_text() == "a line\n" * 2
+    monkeypatch.setenv("TF_XLA_FLAGS", "--given")
+    assert not grid.train(fake(c=1), Path("runs/r"), 1)
+    flags = [environment(name)["TF_XLA_FLAGS"] for name in "abc"]
+    cache = '--tf_xla_persistent_cache_directory="runs/r/xla_cache"'
+    assert flags == [cache, cache, "--given"]
+
+
+def test_runs_are_spread_over_the_gpus(fake, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert not grid.train(fake(a=1, b=1), Path("runs/r"), 2)
+    assert {environment(name)["CUDA_VISIBLE_DEVICES"] for name in "ab"} == {"3", "5"}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    found = {"GPU": ["first", "second"]}
+    monkeypatch.setattr(grid.tf.config, "list_physical_devices", lambda kind: found[kind])
+    assert grid._visible_gpus() == ["0", "1"]
+    found["GPU"] = []
+    assert grid._visible_gpus() == [None]
 
 
 def test_an_interrupted_grid_begins_no_other_run(tmp_path, monkeypatch):
@@ -93,7 +136,7 @@ def test_an_interrupted_grid_begins_no_other_run(tmp_path, monkeypatch):
         begun.append(directory.name)
         return True
 
-    def interrupt(finished):
+    def interrupt(name):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(grid, "_visible_gpus", lambda: [None])
@@ -103,198 +146,231 @@ def test_an_interrupted_grid_begins_no_other_run(tmp_path, monkeypatch):
     assert len(begun) < 40
 
 
-def test_the_runs_of_a_grid_share_what_was_compiled(tmp_path, monkeypatch):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import os, pathlib, sys\n"
-        "directory = pathlib.Path(sys.argv[-1].removeprefix('--output_dir='))\n"
-        "directory.mkdir()\n"
-        "(directory / 'flags').write_text(os.environ['TF_XLA_FLAGS'])\n"
-    )
-    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
-    assert not grid.train({"a": [program], "b": [program]}, tmp_path / "runs", 1)
-    monkeypatch.setenv("TF_XLA_FLAGS", "--given")
-    assert not grid.train({"c": [program]}, tmp_path / "runs", 1)
-    flags = [(tmp_path / "runs" / name / "flags").read_text() for name in "abc"]
-    cache = f'--tf_xla_persistent_cache_directory="{tmp_path / "runs" / "xla_cache"}"'
-    assert flags == [cache, cache, "--given"]
+def test_results_hold_accuracies_by_epoch_and_no_paths(fake, tmp_path):
+    grid.train(fake(a=0.2), Path("runs"), 1)
+    (tmp_path / "runs" / "a" / grid.MEASURED).write_text("epoch,mean\n2,0.5\n3,0.25\n")
+    found = grid.collect("a", Path("runs"))
+    assert found["history"] == {
+        "accuracy": [0.1], "meta_accuracy": [0.2], "test_accuracy": [0.1235]
+    }  # fmt: skip
+    assert found["measured"] == [{"epoch": 2, "mean": 0.5}, {"epoch": 3, "mean": 0.25}]
+    assert "/home/me" not in json.dumps(found) and found["flags"]["seed"] == 0
 
 
-@pytest.mark.parametrize(("says", "gpus"), [
-    ("GPU 0: NVIDIA H200 (UUID: GPU-1)\nGPU 1: NVIDIA H200 (UUID: GPU-2)", ["0", "1"]),
-    ("GPU 0: NVIDIA H100 (UUID: GPU-1)\n  MIG 1g.10gb Device 0: (UUID: MIG-1)", ["0"]),
-    ("Failed to initialize NVML: GPU access blocked by the operating system\n", [None]),
-    ("NVIDIA-SMI has failed because it could not reach the driver.\n", [None]),
-])  # fmt: skip
-def test_gpus_are_counted(tmp_path, monkeypatch, says, gpus):
-    program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\ncat << END\n{says}\nEND\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert grid._visible_gpus() == gpus
+# ---- Table I ------------------------------------------------------------------------------------
 
 
-def test_the_table_quotes_means_gains_and_the_paper():
-    def run(method, seed, test, ratio=0.4, **more):
-        return {
-            "noise": "uniform", "noise_ratio": ratio, "method": method, "seed": seed,
-            "warmup_test_accuracy": None, "test_accuracy": test, "last_test_accuracy": test - 0.01,
-        } | more  # fmt: skip
+@pytest.mark.slow
+def test_a_grid_repeats_no_run_and_goes_on_after_one_that_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset=digits", "--noises=uniform", "--ratios=0.2", "--seeds=1", "--jobs=2"]
+    of_runs = ["--", "--epochs=2", "--warmup_epochs=1", "--unlabeled_size=900"]
+    assert table1.main([*flags, *of_runs]) == 0
+    runs = grid.read(Path("results/table1.jsonl"))
+    assert [run["method"] for run in runs] == ["cross_entropy", "metalabelnet"]
+    for run in runs:
+        kept = json.loads(Path("runs/table1", run["run"], "result.json").read_text())
+        assert run["test_accuracy"] == kept["test_accuracy"] and run["flags"]["epochs"] == 2
+        last = run["history"]["test_accuracy"][1]
+        assert last == pytest.approx(run["last_test_accuracy"], abs=1e-4)
+    assert str(tmp_path) not in json.dumps(runs)
 
-    lines = table1.table([
-        run("metalabelnet", 0, 0.80, warmup_test_accuracy=0.7),
-        run("metalabelnet", 1, 0.82, warmup_test_accuracy=0.7),
-        run("metalabelnet", 2, 0.99, warmup_test_accuracy=0.7),
-        run("cross_entropy", 0, 0.75, last_test_accuracy=0.7),
-        run("cross_entropy", 1, 0.76, last_test_accuracy=0.7),
-        run("cross_entropy", 0, 0.5, ratio=0.35),
-    ]).splitlines()  # fmt: skip
-    assert lines[2:5] == [
-        "| uniform, 35% | cross-entropy | 0 |  | 50.00 | 49.00 |  |",
-        "| uniform, 40% | cross-entropy | 0, 1 |  | 75.50 ± 0.71 | 70.00 ± 0.00 | 76.31 ± 0.75 |",
-        "| uniform, 40% | MetaLabelNet | 0, 1, 2 | 70.00 ± 0.00 | 87.00 ± 10.44 | 86.00 ± 10.44 "
-        "| 79.03 ± 0.26 |",
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    capsys.readouterr()
+    other = [*flags, "--methods=cross_entropy", *of_runs, "--learning_rate=0.1"]
+    assert table1.main(other) == 1
+    assert capsys.readouterr().err.endswith("failed: uniform-0.2-cross_entropy-seed1\n")
+    log = Path("runs/table1/uniform-0.2-cross_entropy-seed1.log").read_text()
+    assert "--learning_rate was 0.01, now 0.1" in log
+    assert table1.main([*flags, *of_runs]) == 0
+    assert grid.read(Path("results/table1.jsonl")) == runs
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == before
+    out = capsys.readouterr().out
+    assert table1.main(["--table_only"]) == 0
+    table = capsys.readouterr().out
+    assert out.endswith(table) and table == "\n" + Path("results/table1.md").read_text()
+
+
+def test_the_table_quotes_means_and_the_paper():
+    ours = [result(str(seed), test, seed=seed) for seed, test in ((10, 0.8), (2, 0.82))]
+    others = [
+        result("c", 0.5, noise_ratio=0.35),
+        result("d", 0.3, method="cross_entropy", noise="feature_dependent", noise_ratio=0.8),
+        result("e", 0.3, noise="class_dependent"),
     ]
-    assert lines[-1] == "| uniform, 40% | 0, 1 | 5.50 ± 0.71 | 10.00 ± 1.41 | 2.72 |"
-    assert "Gain" not in table1.table([run("metalabelnet", 0, 0.80), run("cross_entropy", 1, 0.75)])
+    assert table1.table(ours + others).splitlines() == [
+        "| noise | method | seeds | best by meta | last epoch | paper |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| class_dependent, 40% | metalabelnet | 0 | 30.00 | 20.00 |  |",
+        "| feature_dependent, 80% | cross_entropy | 0 | 30.00 | 20.00 | 23.18 ± 0.55 |",
+        "| uniform, 35% | metalabelnet | 0 | 50.00 | 40.00 |  |",
+        "| uniform, 40% | metalabelnet | 2, 10 | 81.00 ± 1.41 | 71.00 ± 1.41 | 79.03 ± 0.26 |",
+    ]
+    assert "79.03" not in table1.table([result(dataset="digits")])
 
 
-def test_runs_of_the_first_seed_come_first_and_take_the_flags():
-    runs = table1.runs_of(table1.parse(["--noise_probs=p.npy", "--", "--mixed_precision=true"]))
-    assert len(runs) == 64 and list(runs)[0] == "uniform-0.2-metalabelnet-seed0"
+def test_the_paper_has_a_number_for_each_method_noise_and_ratio():
+    uniform, feature_dependent = (table1.PAPER[noise] for noise in grid.NOISES)
+    assert set(uniform) == set(feature_dependent) >= set(METHODS) - NO_PAPER_ROW
+    assert {len(row.split()) for row in [*uniform.values(), *feature_dependent.values()]} == {4}
+
+
+def test_runs_of_the_first_seed_come_first_and_take_the_flags(monkeypatch):
+    found = {}
+    monkeypatch.setattr(grid, "main", lambda arguments, runs, table: found.update(runs))
+    table1.main(["--noise_probs=p.npy", "--", "--mixed_precision=true"])
+    assert len(found) == 64 and list(found)[0] == "uniform-0.2-metalabelnet-seed0"
     seeds = [f"--seed={seed}" for seed in range(4) for _ in range(16)]
-    for flags, seed in zip(runs.values(), seeds, strict=True):
-        assert seed in flags and flags[-1] == "--mixed_precision=true"
+    for (name, flags), seed in zip(found.items(), seeds, strict=True):
+        assert flags[0] == grid.PROGRAM and flags[-1] == "--mixed_precision=true"
+        assert seed in flags and f"--method={name.split('-')[2]}" in flags
         assert ("--noise=uniform" in flags) != ("--noise_probs=p.npy" in flags)
 
 
-def test_the_runs_of_other_results_lie_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert table1.parse([]).output_dir == Path("runs/table1")
-    assert table1.parse(["--results=results/float32.jsonl"]).output_dir == Path("runs/float32")
-    for figure, file in (("figure3", "table1.jsonl"), ("figure4", "figure4.csv")):
-        with pytest.raises(SystemExit, match=f"results/{file} is not there yet"):
-            figures.main([figure, "--table_only"])
-
-
-def test_what_is_quoted_is_rebuilt_from_the_results(tmp_path, capsys):
-    root = Path(__file__).resolve().parents[1]
-    text = (root / "REPRODUCE.md").read_text()
-    jpeg.main(["--table_only", f"--results={root / 'results' / 'jpeg.csv'}"])
-    assert capsys.readouterr().out in text
-    for file, table in (
-        ("table1", table1.table), ("float32", table1.table), ("differences", differences.table),
-        ("differences-he_normal", differences.table), ("table1-no_vertical_flip", table1.table),
-    ):  # fmt: skip
-        results = grid.read(root / "results" / f"{file}.jsonl")
-        assert table(results) in text, file
-    heads = tuple(f"| {name} |" for name in figures.LABEL_HEADS)
-    rows = differences.table(grid.read(root / "results" / "differences.jsonl")).splitlines(True)
-    assert rows[0] + rows[1] + "".join(row for row in rows if row.startswith(heads)) in text
-    changes = shutil.copy(root / "results" / "figure4.csv", tmp_path / "changes.csv")
-    figures.main(["figure4", "--table_only", f"--picture={tmp_path / 'changes.png'}"])
-    assert changes.read_bytes() == (root / "results" / "figure4.csv").read_bytes()
-    pictures = {
-        "figure3": "table1", "figure3-no_vertical_flip": "table1-no_vertical_flip",
-        "section_v_c": "differences", **{name: name for name in figures.SWEEPS},
-    }  # fmt: skip
-    for picture, source in pictures.items():
-        results, figure = root / "results" / f"{source}.jsonl", picture.split("-")[0]
-        if figure in figures.SWEEPS:
-            table = figures.table(figures.SWEEPS[figure], grid.read(results))
-            assert table in text, figure
-        paths = [f"--results={results}", f"--picture={tmp_path / 'picture.png'}", "--table_only"]
-        assert figures.main([figure, *paths]) == 0
-        rebuilt = (tmp_path / "picture.csv").read_text()
-        assert rebuilt == (root / "results" / f"{picture}.csv").read_text(), picture
-        assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_every_difference_makes_a_difference(monkeypatch):
-    """Also the recipe, from all others; those that are flags are not tried, nor those of colour,
-    which digits have none of."""
-
-    class Trained(Exception):
-        pass
-
-    def run(settings, recipe, splits):
-        model = mln_keras.build_model(settings, recipe)
-        model.run_eagerly, model._sum_up = True, model._losses_and_hits
-        model.fit(
-            (splits.train_images[:64], splits.given_labels[:64]),
-            meta_data=(splits.meta_images[:64], splits.meta_labels[:64]), batch_size=32, epochs=3,
-            verbose=0, callbacks=[keras.callbacks.LearningRateScheduler(recipe.learning_rate_at)],
-        )  # fmt: skip
-        measured = model.evaluation(splits.test_images[:64], splits.test_labels[:64], 64)()
-        raise Trained([str(measured), *(w.numpy().tobytes() for w in model.classifier.weights)])
-
-    flags = ["--dataset=digits", "--noise=uniform", "--epochs=3", "--warmup_epochs=1",
-             "--learning_rate=0.1", "--output_dir=nowhere"]  # fmt: skip
-    found = {}
-    for name, difference in differences.DIFFERENCES.items():
-        if (difference and isinstance(difference, list)) or "colour" in name:
-            continue
-        with monkeypatch.context() as patch:
-            recipe = dataclasses.replace(mln_keras.RECIPES["digits"], learning_rate_drops=(2,))
-            patch.setattr(mln_keras, "RECIPES", {"digits": recipe})
-            patch.setattr(mln_keras, "run", run)
-            patch.setattr(outputs, "claim_directory", lambda _: contextlib.nullcontext())
-            patch.setattr(data, "LOADERS", data.LOADERS.copy())
-            for owner, of in ((mln_keras, "build_model"), (noise, "uniform"),
-                              (layers, "kl_divergence"), (layers, "entropy"),
-                              (pipeline, "batches"), (mln_keras.MetaLabelNet, "build_label_head")):
-                patch.setattr(owner, of, getattr(owner, of))  # put back after each
-            with pytest.raises(Trained) as trained:
-                differences.main(["run", name, *flags])
-        end = tuple(trained.value.args[0])
-        assert end not in found, f"{name} is the same as {found.get(end)}"
-        found[end] = name
-    assert len(found) == 24
-
-
-def test_the_table_of_differences_takes_gains_by_seed():
-    results = [
-        {"run": f"uniform-{name}-seed{seed}", "noise": "uniform", "seed": seed,
-         "test_accuracy": accuracy}
-        for name, seed, accuracy in [
-            ("recipe", 0, 0.7), ("recipe", 1, 0.8), ("α_3", 0, 0.75), ("α_3", 1, 0.75)
-        ]
-    ]  # fmt: skip
-    assert differences.table(results).splitlines() == [
-        "| difference | uniform | gain |",
-        "| --- | --- | --- |",
-        "| recipe | 75.00 ± 7.07 |  |",
-        "| α = 3 | 75.00 ± 0.00 | 0.00 ± 7.07 |",
-    ]
-
-
-def test_differences_are_run_by_name(capsys):
-    runs = differences.runs_of(differences.parse(["--noise_probs=p.npy", "--seeds=3"]))
-    assert len(runs) == 2 * len(differences.DIFFERENCES)
-    first = runs["feature_dependent-recipe-seed3"]
-    assert first[1:3] == ["run", "recipe"] and "--noise_probs=p.npy" in first
-    assert runs["uniform-batches_of_125_that_leave_no_image_over-seed3"][-1] == "--batch_size=125"
-    some = differences.parse(["--differences=α = 3,recipe"])
-    assert len(differences.runs_of(some)) == 8
+def test_a_noise_that_does_not_exist_is_refused(capsys):
+    assert table1.parse(["--noises", "uniform", "human"]).noises == ["uniform", "human"]
     with pytest.raises(SystemExit):
-        differences.parse(["--differences=recipe,α = 4"])
-    assert re.search("--differences: .*MLP head.*; received α = 4\n", capsys.readouterr().err)
+        table1.parse(["--noises", "unifrom"])
+    assert "--noises: invalid choice: 'unifrom'" in capsys.readouterr().err
 
 
-def test_a_step_waits_for_its_input_as_long_as_reading_takes_longer(tmp_path, capsys):
-    """Epochs that compile, and that begin to read, do not count."""
-    arguments = step_time.parse(["--files=8", "--epochs=2", f"--json={tmp_path / 'f.json'}"])
-    seconds = [90, 3, 5, 80, 8, 8] + [95, 10, 10, 85, 16, 16]
-    clock = types.SimpleNamespace(seconds=seconds, peaks=[], kernels={})
-    step_time.report(arguments, clock, epochs=6, of_a_phase=6, steps=2, counts=(1, 1))
-    found = json.loads((tmp_path / "f.json").read_text())
-    assert [found[f"cross-entropy{of}"]["median_ms"] for of in ("", ", from files")] == [2000, 4000]
+# ---- the figures --------------------------------------------------------------------------------
+
+
+def draw(figure, results, tmp_path):
+    """The rows of a figure's CSV, below the header; it is drawn from these results."""
+    source = figures.FIGURES[figure].source or figure
+    path = tmp_path / f"{source}.jsonl"
+    grid.write(path, results)
+    assert figures.main([figure, "--table_only", f"--results={path}"]) == 0
+    assert (tmp_path / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    return (tmp_path / f"{figure}.csv").read_text().splitlines()[1:]
+
+
+def test_figures_vary_one_flag_over_the_papers_values(monkeypatch):
+    found = {}
+    monkeypatch.setattr(grid, "main", lambda arguments, runs, table: found.update(runs))
+    for figure, count in {"figure4": 2, "figure5": 20, "figure6": 12, "figure7": 24}.items():
+        found.clear()
+        figures.main([figure, "--results=no.jsonl", "--noise_probs=p.npy", "--", "-x"])
+        assert len(found) == count
+        for name, (program, *flags) in found.items():
+            assert flags[-1] == "-x"
+            assert (Path(program).name == "figures.py") == (figure == "figure4")
+            assert ("feature_dependent" in name) == ("--noise_probs=p.npy" in flags)
+            assert ("--batch_size=100" in flags) == ("meta_size-100-" in name)
+    found.clear()
+    figures.main(["figure6", "--results=no.jsonl", "--values", "3", "4", "--ratios", "0.2"])
+    assert list(found)[1] == "uniform-0.2-warmup_epochs-4-seed0"
+    assert "--warmup_epochs=4" in found["uniform-0.2-warmup_epochs-4-seed0"]
+
+
+def test_figure_3_is_of_two_methods_and_two_ratios(tmp_path):
+    rows = draw("figure3", [
+        result("a", 0.7), result("b", 0.8, seed=1), result("c", noise_ratio=0.2),
+        result("d", 0.6, method="cross_entropy", warmup_epochs=None), result("e", method="pencil"),
+    ], tmp_path)  # fmt: skip
+    panel = '"uniform noise, 40%"'
+    assert rows == [
+        f"{panel},cross_entropy,1,50,50,50", f"{panel},cross_entropy,2,60,60,60",
+        f"{panel},cross_entropy,3,50,50,50", f"{panel},metalabelnet,1,50,50,50",
+        f"{panel},metalabelnet,2,75,70,80", f"{panel},metalabelnet,3,65,60,70",
+    ]  # fmt: skip
+
+
+def test_a_figure_has_the_accuracies_by_the_value_of_its_flag(tmp_path):
+    rows = draw("figure5", [
+        result("a", 0.7, meta_size=5000), result("b", 0.8, meta_size=5000, seed=1),
+        result("c", 0.6, meta_size=500), result("d", 0.4, meta_size=500, noise_ratio=0.6),
+    ], tmp_path)  # fmt: skip
+    assert rows[:3] == [
+        'warm-up end,"uniform noise, 40%",500,50,50,50',
+        'warm-up end,"uniform noise, 40%",5000,50,50,50',
+        'warm-up end,"uniform noise, 60%",500,50,50,50',
+    ]
+    assert rows[3:5] == [
+        'best by meta,"uniform noise, 40%",500,60,60,60',
+        'best by meta,"uniform noise, 40%",5000,75,70,80',
+    ]
+    assert rows[-1] == 'last epoch,"uniform noise, 60%",500,30,30,30' and len(rows) == 9
+
+
+def test_figure_4_has_a_line_a_run_and_its_variance_around_it(tmp_path):
+    measured = [{"epoch": 46.0, "mean": 0.5, "variance": 0.25}]
+    rows = draw("figure4", [result("a", measured=measured, seed=3)], tmp_path)
+    assert rows == [',"uniform noise, 40%, seed 3",46,0.5,0.25,0.75']
+
+
+def test_soft_labels_are_measured_against_those_an_epoch_before(tmp_path):
+    """Also where a run goes on from an epoch that it had measured beyond."""
+    path = tmp_path / grid.MEASURED
+
+    def train(*epochs, phase):
+        """Epochs are (number, phase, the soft labels after it); the first says what was before."""
+        change = figures.SoftLabelChange(path, "images")
+        change.set_model(types.SimpleNamespace(phase=phase))
+        for epoch, of_phase, labels in epochs:
+            change.model.phase = of_phase if epoch else phase
+            change.model.soft_labels = lambda images, now=labels: np.array([[now, 0.0]])
+            change.on_epoch_end(epoch - 1) if epoch else change.on_train_begin()
+        return path.read_text().splitlines()[1:] if path.exists() else []
+
+    assert train((0, 1, 9), (1, 1, 9), (2, 2, 0.5), phase=1) == []
+    train((0, 1, 9), (1, 1, 9), (2, 2, 0.5), (3, 2, 0.75), (4, 2, 1.75), phase=1)
+    assert path.read_text() == "epoch,mean,variance\n3,0.125,0.015625\n4,0.5,0.25\n"
+    rows = train((0, 2, 0.75), (4, 2, 1.25), phase=2)
+    assert rows == ["3,0.125,0.015625", "4,0.25,0.0625"]
+
+
+class InterruptedInEpoch4(checkpoints.RunRecorder):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_a_run_of_figure_4_measures_its_last_change_and_goes_on(tmp_path, monkeypatch):
+    def train(directory, epochs):
+        figures.main([
+            "run_and_measure", "--dataset=digits", "--warmup_epochs=1", f"--epochs={epochs}",
+            "--unlabeled_size=900", "--resume", f"--output_dir={tmp_path / directory}",
+        ])  # fmt: skip
+        with np.load(tmp_path / directory / "soft_labels.npz") as file:
+            return file["soft_labels"]
+
+    change = np.abs(train("4", epochs=4) - train("3", epochs=3))
+    row = files.read_csv(tmp_path / "4" / grid.MEASURED)[-1]
+    assert row["epoch"] == "4" and change.mean() > 0.001
+    assert float(row["mean"]) == pytest.approx(change.mean(), rel=1e-4)
+    assert float(row["variance"]) == pytest.approx(change.var(), rel=1e-4)
+
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, "RunRecorder", InterruptedInEpoch4)
+        train("interrupted", epochs=4)
+    train("interrupted", epochs=4)
+    whole, interrupted = (tmp_path / name / grid.MEASURED for name in ("4", "interrupted"))
+    assert interrupted.read_text() == whole.read_text()
+
+
+# ---- speed --------------------------------------------------------------------------------------
+
+
+def test_a_step_waits_for_its_input_as_long_as_reading_takes_longer(capsys):
+    """Epochs that compile, that begin to read, or that are profiled do not count."""
+    arguments = step_time.parse(["--files=8", "--epochs=2", "--profile", "--json=f.json"])
+    seconds = [90, 3, 5, 80, 8, 8, 70] + [95, 10, 10, 85, 16, 16, 75]
+    clock = types.SimpleNamespace(seconds=seconds, peaks=[], profiled=[6, 13])
+    clock.kernels = {epoch: {"small": (2, 1e6), "large": (4, 3e6)} for epoch in clock.profiled}
+    found = step_time.report(arguments, clock, steps=2, counts=(1, 1))
+    assert [found[f"cross-entropy{of}"]["median"] for of in ("", ", from files")] == [2000, 4000]
     assert found["cross-entropy"]["first_s"] == 90 and found["phase 2"]["first_s"] == 95
     assert found["cross-entropy, input wait"] == 0.5
     assert found["phase 2, input wait"] == pytest.approx(0.375)
     assert found["ratio"] == 2.5 and found["flags"]["json"] is None
     assert "phase 2 waits for its input: 37.5% of a step\n" in capsys.readouterr().out
+    largest = [("large", 2, 1500), ("small", 1, 500)]
+    assert found["phase 2, profile"] == {"busy_ms": 2, "kernels": 3, "largest": largest}
 
 
 def test_a_held_batch_comes_until_files_are_read():
@@ -305,283 +381,15 @@ def test_a_held_batch_comes_until_files_are_read():
     assert [sorted(epoch.ravel()) for epoch in np.split(read, 2)] == 2 * [[0, 1, 2, 3, 4, 5]]
 
 
-def test_how_far_an_encoding_moves_pixels():
-    photographs = jpeg.shrunk_photographs(1)
-    assert photographs.shape == (10, 32, 32, 3) and photographs.dtype == np.uint8
-    assert photographs.std() > 40 and (jpeg.shrunk_photographs(1) == photographs).all()
-    flat = np.full((1, 32, 32, 3), 252, np.uint8)  # a whole number of each quality's steps
-    assert jpeg.distance(flat, flat - 3) == jpeg.distance(flat - 3, flat) == 3
-    first, *further = jpeg.measure(flat, photographs)
-    assert first[1] == "" and first[2] == first[3]
-    assert all(row[1] == "0.0" for row in further)
-    assert all(float(first[2]) < float(row[3]) for row in further)
-
-
-def test_figures_vary_one_flag_over_the_papers_values():
-    probs = "--noise_probs=p.npy"
-    names = {"figure5": 20, "figure6": 12, "figure7": 24, "section_v_b": 8}
-    for figure, count in names.items():
-        runs = figures.runs_of(figures.SWEEPS[figure], figures.parse([figure, probs, "--", "-x"]))
-        assert len(runs) == count
-        for name, (program, *flags) in runs.items():
-            assert program == grid.PROGRAM and flags[-1] == "-x"
-            assert ("feature_dependent" in name) == (probs in flags)
-            assert ("--batch_size=100" in flags) == ("meta_size-100-" in name)
-
-
-def test_a_sweep_is_drawn_from_its_results(tmp_path):
-    def run(value, seed, best, last):
-        return {
-            "noise": "uniform", "noise_ratio": 0.6, "seed": seed, "warmup_test_accuracy": 0.5,
-            "test_accuracy": best, "last_test_accuracy": last,
-            "flags": {"meta_size": value, "warmup_epochs": value},
-            "history": {"test_accuracy": [0.1, best, last]},
-        }  # fmt: skip
-
-    grid.write(
-        tmp_path / "r.jsonl", [run(44, 0, 0.7, 0.6), run(44, 1, 0.8, 0.7), run(20, 0, 0.6, 0.6)]
-    )
-    picture = tmp_path / "p.png"
-    arguments = [f"--results={tmp_path / 'r.jsonl'}", f"--picture={picture}", "--table_only"]
-    assert figures.main(["figure5", *arguments]) == 0
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert picture.with_suffix(".csv").read_text().splitlines() == [
-        "noise,ratio,of,meta_size,mean",
-        "uniform,0.6,warm-up end,20,50.00",
-        "uniform,0.6,warm-up end,44,50.00",
-        "uniform,0.6,best by meta,20,60.00",
-        "uniform,0.6,best by meta,44,75.00",
-        "uniform,0.6,last epoch,20,60.00",
-        "uniform,0.6,last epoch,44,65.00",
-    ]
-    picture.unlink()
-    assert figures.main(["figure6", *arguments]) == 0
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert picture.with_suffix(".csv").read_text().splitlines() == [
-        "noise,ratio,warmup_epochs,epoch,mean",
-        "uniform,0.6,20,1,10.00", "uniform,0.6,20,2,60.00", "uniform,0.6,20,3,60.00",
-        "uniform,0.6,44,1,10.00", "uniform,0.6,44,2,75.00", "uniform,0.6,44,3,65.00",
-    ]  # fmt: skip
-
-
-def test_label_heads_are_drawn_in_phase_2_from_the_seeds_that_all_have(tmp_path):
-    def run(difference, seed, *accuracies):
-        return {
-            "run": f"uniform-{differences.in_a_path(difference)}-seed{seed}", "seed": seed,
-            "noise": "uniform", "noise_ratio": 0.4, "warmup_epochs": 1,
-            "history": {"test_accuracy": accuracies},
-        }  # fmt: skip
-
-    runs = [
-        run("recipe", 0, 0.1, 0.7, 0.8), run("recipe", 1, 0.1, 0.1, 0.1),
-        run("180 epochs", 0, 0.1, 0.2, 0.3), run("MLP head with batch norm", 0, 0.1, 0.5, 0.6),
-    ]  # fmt: skip
-    figures.section_v_c(runs, tmp_path / "p.png")
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "p.csv").read_text().splitlines() == [
-        "noise,ratio,head,epoch,mean",
-        "uniform,0.4,single layer,2,70.00", "uniform,0.4,single layer,3,80.00",
-        'uniform,0.4,"MLP, batch norm",2,50.00',
-        'uniform,0.4,"MLP, batch norm",3,60.00',
-    ]  # fmt: skip
-
-
-def test_figure_4_measures_the_change_of_the_soft_labels(tmp_path, monkeypatch):
-    """Also where a run was interrupted between its two epochs of phase 2."""
-    kept = []
-    for epochs in (2, 3):
-        for module, name in ((mln_keras, "run"), (outputs, "RunRecorder")):
-            monkeypatch.setattr(module, name, getattr(module, name))
-        directory = tmp_path / str(epochs)
-        flags = ["--dataset=digits", "--warmup_epochs=1", f"--epochs={epochs}",
-                 "--unlabeled_size=900", f"--output_dir={directory}"]  # fmt: skip
-        assert figures.main(["run_figure4", *flags]) == 0
-        monkeypatch.undo()
-        with np.load(directory / "soft_labels.npz") as file:
-            kept.append(file["soft_labels"])
-    assert not (tmp_path / "2" / figures.CHANGES).exists()
-    change = np.abs(kept[1] - kept[0])
-    epoch, mean, variance = (tmp_path / "3" / figures.CHANGES).read_text().split(",")
-    assert epoch == "3" and change.mean() > 0.001
-    assert float(mean) == pytest.approx(change.mean(), rel=1e-4)
-    assert float(variance) == pytest.approx(change.var(), rel=1e-4)
-
-    monkeypatch.setattr(outputs, "CHECKPOINT_SECONDS", 0)
-    flags = [*flags[:-1], f"--output_dir={tmp_path / 'interrupted'}"]
-    with monkeypatch.context() as patch:
-        patch.setattr(mln_keras, "run", mln_keras.run)
-        patch.setattr(outputs, "RunRecorder", InterruptedInEpoch3)
-        assert figures.main(["run_figure4", *flags]) == 130
-    monkeypatch.setattr(mln_keras, "run", mln_keras.run)
-    monkeypatch.setattr(outputs, "RunRecorder", outputs.RunRecorder)
-    assert figures.main(["run_figure4", *flags, "--resume"]) == 0
-    assert (tmp_path / "interrupted" / figures.CHANGES).read_text() == (
-        tmp_path / "3" / figures.CHANGES
-    ).read_text()
-
-
-class InterruptedInEpoch3(outputs.RunRecorder):
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-
-def test_runs_are_spread_over_the_gpus(tmp_path, monkeypatch):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import os, pathlib, sys\n"
-        "directory = pathlib.Path(sys.argv[-1].removeprefix('--output_dir='))\n"
-        "directory.mkdir()\n"
-        "(directory / 'gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
-    )
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert not grid.train({"a": [program], "b": [program]}, tmp_path / "runs", 2)
-    assert {(tmp_path / "runs" / name / "gpu").read_text() for name in "ab"} == {"3", "5"}
-
-
-def test_a_run_counts_when_it_has_ended_well(tmp_path):
-    program, seen = tmp_path / "program.py", []
-    program.write_text("import sys\nsys.exit(int(sys.argv[1]))\n")
-    runs = {name: [program, status] for name, status in (("a", "0"), ("b", "1"), ("c", "0"))}
-    failed = grid.train(runs, tmp_path / "runs", 1, lambda finished: seen.append(set(finished)))
-    assert failed == ["b"] and sorted(seen[0]) in (["a"], ["c"]) and seen[1:] == [{"a", "c"}]
-
-
-def test_results_hold_no_paths(tmp_path):
-    (tmp_path / "a").mkdir()
-    paths = {"data_dir": "/home/me", "noise_probs": "/home/me/p.npy", "output_dir": "/home/me/a"}
-    (tmp_path / "a" / "result.json").write_text(json.dumps({"flags": paths | {"seed": 3}}))
-    (tmp_path / "a" / "history.csv").write_text(",".join(grid.HISTORY) + "\n")
-    (found,) = grid.collect(["a", "unfinished"], tmp_path)
-    assert found["flags"] == dict.fromkeys(paths) | {"seed": 3}
-
-
-@pytest.mark.parametrize("parse", [table1.parse, differences.parse])
-def test_a_noise_that_does_not_exist_is_refused(parse, capsys):
-    assert parse(["--noises=uniform,human"]).noises == ["uniform", "human"]
-    with pytest.raises(SystemExit):
-        parse(["--noises=unifrom"])
-    assert "--noises: expected some of none, uniform, " in capsys.readouterr().err
-
-
-def test_figure_4_is_drawn_from_the_runs_that_did_not_fail(tmp_path, monkeypatch):
-    """The rows of an epoch that came twice, as after a kill, count once."""
-
-    def train(runs, directory, jobs):
-        uniform, failed = runs
-        (directory / uniform).mkdir(parents=True)
-        (directory / uniform / figures.CHANGES).write_text("46,9,9\n46,0.5,0.25\n47,0.25,0.125\n")
-        return [failed]
-
-    monkeypatch.setattr(grid, "train", train)
-    picture = tmp_path / "p.png"
-    assert figures.main(["figure4", f"--output_dir={tmp_path}", f"--picture={picture}"]) == 1
-    rows = "run,epoch,mean,variance\n" + "".join(
-        f"uniform-0.4-seed0,{row}\n" for row in ("46,0.500000,0.250000", "47,0.250000,0.125000")
-    )
-    assert "".join(picture.with_suffix(".csv").open()) == rows
-    picture.unlink()
-    assert figures.main(["figure4", f"--picture={picture}", "--table_only"]) == 0
-    assert "".join(picture.with_suffix(".csv").open()) == rows
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_figure_4_measures_each_epoch_against_the_one_before(tmp_path, monkeypatch):
-    kept = iter(np.array([[[0.0]], [[0.5]], [[0.75]], [[9.0]]]))  # the last of them by `run`
-    monkeypatch.setattr(mln_keras.MetaLabelNet, "soft_labels", lambda *_: next(kept))
-    for module, name in ((mln_keras, "run"), (outputs, "RunRecorder")):
-        monkeypatch.setattr(module, name, getattr(module, name))
-    monkeypatch.setattr(outputs, "write_soft_labels", lambda *_: None)
-    flags = ["--dataset=digits", "--warmup_epochs=1", "--epochs=4", "--unlabeled_size=1000",
-             f"--output_dir={tmp_path}"]  # fmt: skip
-    assert figures.main(["run_figure4", *flags]) == 0
-    rows = (tmp_path / figures.CHANGES).read_text().splitlines()
-    assert rows == ["3,0.5,0.0", "4,0.25,0.0"]
-
-
-def digits_model():
-    settings, recipe = mln_keras.parse_settings(["", "--dataset=digits"], mln_keras.RECIPES, "")
-    return mln_keras.build_model(settings, recipe)
-
-
-def test_measuring_averaged_weights_leaves_the_weights(monkeypatch):
-    monkeypatch.setattr(mln_keras, "build_model", mln_keras.build_model)
-    differences.average_weights()
-    model = digits_model()
-    images, labels = np.zeros((64, 8, 8, 1), np.uint8), np.zeros(64, np.int32)
-    model.fit((images, labels), epochs=1, verbose=0, batch_size=16)
-    before = [weight.numpy() for weight in model.classifier.weights]
-    measured, _ = model.evaluation(images, labels, 64)()
-    assert measured != model.evaluate(images, labels, verbose=0, return_dict=True)["loss"]
-    for weight, value in zip(model.classifier.weights, before, strict=True):
-        np.testing.assert_array_equal(weight, value)
-
-
-def test_images_that_are_encoded_on_shifted_blocks_stay_where_they_are():
-    images = jpeg.shrunk_photographs(1)
-    shifted = differences.re_encode_shifted(100, images)
-    assert shifted.shape == images.shape and shifted.dtype == np.uint8
-    assert jpeg.distance(shifted, images) < 1.5 * jpeg.distance(
-        differences.re_encode(100, images), images
-    )
-
-
-def test_colour_averaged_over_blocks_leaves_gray_and_brightness():
-    images = jpeg.shrunk_photographs(1)
-    blurred = differences.blur_colour(images)
-    weights = np.array([0.299, 0.587, 0.114])
-    np.testing.assert_allclose(np.mean((blurred - 1.0 * images) @ weights), 0, atol=0.5)
-    gray = np.repeat(images[..., :1], 3, axis=-1)
-    np.testing.assert_allclose(differences.blur_colour(gray), gray, atol=1)
-    assert 1 < jpeg.distance(blurred, images) < 30
-
-
-def test_where_initial_kernels_differ_biases_start_from_0(monkeypatch):
-    monkeypatch.setattr(mln_keras, "build_model", mln_keras.build_model)
-    differences.DIFFERENCES["Keras' initial weights"]()
-    model = digits_model()
-    assert not model.classifier.layers[-1].bias.numpy().any()
-
-
-def test_drawn_noise_flips_the_share_of_the_ratio(monkeypatch):
-    monkeypatch.setattr(noise, "uniform", noise.uniform)
-    differences.draw_uniform_noise()
-    labels = np.arange(100_000) % 10
-    noisy = noise.uniform(labels, 0.4, 10, 0)
-    assert (noisy != labels).mean() == pytest.approx(0.4, abs=0.01)
-    shares = np.bincount((noisy - labels) % 10) / len(labels)
-    np.testing.assert_allclose(shares[1:], 0.4 / 9, atol=0.005)
-
-
-def test_losses_with_1e_10_in_their_logarithms_are_nearly_the_same(monkeypatch):
-    logits, soft = np.random.default_rng(0).normal(size=(2, 6, 5)).astype("float32")
-    expected = layers.kl_divergence(logits, soft), layers.entropy(logits)
-    for name in ("kl_divergence", "entropy"):
-        monkeypatch.setattr(layers, name, getattr(layers, name))
-    differences.add_1e_10()
-    found = layers.kl_divergence(logits, soft), layers.entropy(logits)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-
-
-def test_the_log_of_a_run_that_goes_on_is_kept(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text("print('a line')\n")
-    for _ in range(2):
-        assert not grid.train({"a": [program]}, tmp_path, 1)
-    assert (tmp_path / "a.log").read_text() == "a line\n" * 2
-
-
-def test_kernels_of_this_machine_are_added_to_the_repositorys(tmp_path, monkeypatch):
-    folder = tmp_path / "mln_keras_kernels" / f"tensorflow-{tf.__version__}"
-    folder.mkdir(parents=True)
-    (folder / "tmp").mkdir()  # XLA's own
-    for name in ("b", "c"):
-        (folder / f"{name}.textproto").write_text(f"here {name}")
-    there = {"a.textproto": "there a", "b.textproto": "there b"}
-    kernels = tmp_path / "kernels.json"
-    kernels.write_text(json.dumps({folder.name: there, "tensorflow-1": {"a": "b"}}))
-    monkeypatch.setattr(command_line, "KERNELS", kernels)
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    keep_kernels.main()
-    both = there | {"b.textproto": "here b", "c.textproto": "here c"}
-    assert json.loads(kernels.read_text()) == {folder.name: both, "tensorflow-1": {"a": "b"}}
+@pytest.mark.slow
+def test_steps_and_images_are_timed(tmp_path):
+    path = tmp_path / "figures.json"
+    step_time.main(["--files=20", "--batch_size=10", "--epochs=1", "--no-jit_compile",
+                    "--steps_per_execution=1", f"--json={path}"])  # fmt: skip
+    found = json.loads(path.read_text())
+    for name in ("cross-entropy", "cross-entropy, from files", "phase 2", "phase 2, from files"):
+        assert 0 < found[name]["min"] <= found[name]["median"] and found[name]["first_s"] > 0
+    input_pipeline.main(["--images=64", "--epochs=1", "--numbers", "256", f"--json={path}"])
+    found = json.loads(path.read_text())
+    assert found["ImageFiles, shuffled and cropped"]["median"] > 0
+    assert found["256 files"]["batch_ms"] > 0

@@ -162,8 +162,11 @@ class NumpyTraining:
         return self.L2 * (θ[4] ** 2).sum()
 
     def descend(self, objective):
+        self.follow(self.gradient(objective, self.θ))
+
+    def follow(self, gradients):
         """SGD with momentum and coupled weight decay."""
-        for i, (w, d) in enumerate(zip(self.θ, self.gradient(objective, self.θ))):
+        for i, (w, d) in enumerate(zip(self.θ, gradients)):
             step = self.λ * (d + self.options["weight_decay"] * w)
             self.velocity[i] = self.MOMENTUM * self.velocity[i] - step
             self.θ[i] = w + self.velocity[i]
@@ -206,16 +209,26 @@ class NumpyTraining:
         by_φ = self.gradient(
             lambda φ: (by_log_ŷ * self.log_softmax(v @ φ[0] + φ[1])).sum(), self.φ
         )
+        self.meta_step(by_φ)
+        self.descend(
+            lambda θ: loss_c(θ, self.φ, o["entropy_weight"])
+            + self.regularization(θ)
+            + self.clean_loss(θ, x_meta, y_meta)
+        )
+
+    def meta_step(self, by_φ):
+        """Adam with coupled weight decay."""
         self.t += 1
         for i, (w, d) in enumerate(zip(self.φ, by_φ)):  # Adam
-            d = d + o["weight_decay"] * w
+            d = d + self.options["weight_decay"] * w
             self.m[i] = self.BETA_1 * self.m[i] + (1 - self.BETA_1) * d
             self.n[i] = self.BETA_2 * self.n[i] + (1 - self.BETA_2) * d**2
             rate = self.β * np.sqrt(1 - self.BETA_2**self.t) / (1 - self.BETA_1**self.t)
             self.φ[i] = w - rate * self.m[i] / (np.sqrt(self.n[i]) + 1e-8)
-        self.descend(
-            lambda θ: loss_c(θ, self.φ, o["entropy_weight"]) + self.regularization(θ)
-        )
+
+    def clean_loss(self, θ, x_meta, y_meta):
+        """What a subclass adds to Eq. 13."""
+        return 0.0
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,10 @@ class PhasedCallbacks(keras.callbacks.CallbackList):
     def finish(self):
         super().on_train_end(self._last_logs)
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.begin_epoch(epoch)
+        super().on_epoch_begin(epoch, logs)
+
     def on_epoch_end(self, epoch, logs=None):
         logs = {n: float(v) if np.ndim(v) == 0 else np.asarray(v) for n, v in logs.items()}
         if self._bar is not None:  # first, so that what others print comes below the bar

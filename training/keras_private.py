@@ -3,7 +3,11 @@
 A new version of Keras is tried against this file first.
 """
 
+import contextlib
+import functools
+
 import keras
+from keras import ops
 
 
 def producer(tensor):
@@ -19,6 +23,43 @@ def producer(tensor):
 def all_layers(model):
     """The model and all layers in it, nested ones too. `layers` stops at nested models."""
     return list(model._flatten_layers())
+
+
+def forget_accumulated(optimizer):
+    """Empties what `gradient_accumulation_steps` has added up; Keras does so after a step only."""
+    for gradient in getattr(optimizer, "_accumulated_gradients", []):
+        gradient.assign(keras.ops.zeros_like(gradient))
+
+
+@contextlib.contextmanager
+def twice_differentiable_batch_norm(model):
+    """Gives batch norm right second derivatives in forward passes while the context is.
+
+    `_moments`: TensorFlow's variance takes the mean for a constant, which is right for a first
+    derivative only. Synchronized layers, and other kinds of normalization, stay as they are.
+    """
+    layers = [
+        layer
+        for layer in all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
+    ]
+
+    def moments(inputs, mask, axes, original):
+        if mask is not None:
+            return original(inputs, mask)
+        mean = ops.mean(inputs, axes, keepdims=True)
+        variance = ops.mean(ops.square(inputs - mean), axes)
+        return ops.squeeze(mean, axes), variance
+
+    for layer in layers:
+        layer._moments = functools.partial(
+            moments, axes=layer._reduction_axes, original=layer._moments
+        )
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer._moments
 
 
 class Model(keras.Model):

@@ -15,7 +15,7 @@ from keras import ops
 from mln_keras import layers
 from mln_keras.data import batches, checks, inputs, tensorflow_errors
 from mln_keras.data.checks import ArgumentError
-from mln_keras.training import keras_private, phases
+from mln_keras.training import keras_private, phases, programs
 from mln_keras.training.callbacks import PhasedCallbacks
 from mln_keras.training.classifier import (
     check_logits,
@@ -23,9 +23,11 @@ from mln_keras.training.classifier import (
     max_pooling_in_float32,
 )
 from mln_keras.training.saving import SavesTraining
+from mln_keras.training.second_order import check_second_derivatives
+from mln_keras.training.unsupported import RefusesUnsupported, refuse
 
 
-class NoisyLabelModel(SavesTraining, keras_private.Model):
+class NoisyLabelModel(SavesTraining, RefusesUnsupported, keras_private.Model):
     """A classifier in training on noisy labels: `compile`, `fit`, metrics, saving and `export`.
 
     A subclass defines `phases()` and `train_step`, which runs a step of `phase_in_training` through
@@ -48,6 +50,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         image_dtype: name of the training images' dtype, None before training.
         phase: integer variable, the number of the phase, from 1.
         loop_length: the number of steps in a program.
+        data_in_fit: `data.inputs.TrainingData` of the `fit` that runs, else None.
 
     Raises:
         ArgumentError: for a classifier without logits of shape (N, C) or in float16, and for an
@@ -56,6 +59,10 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
 
     config_names = ("weight_decay", "shuffle_meta", "seed")
     keeps_samples = False
+    second_order = False  # whether it needs the derivative of the classifier's gradient
+    needs_meta = False  # whether it learns from the clean data
+    chosen_from = 1  # the phase, from 1, from which on the command line looks for the best epoch
+    flags = ()  # of the command line, those that this method takes and not all others do
 
     def __init__(
         self, classifier, augmentation=None, weight_decay=1e-4, shuffle_meta=True, seed=0, **kwargs
@@ -70,9 +77,11 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         self.seed = seed
         self.image_shape, self.num_classes = classifier_shapes(classifier)
         self.image_dtype = None
+        self._first_weights = None
         self.phase_in_training = 1  # which step is traced; `phase` is what saving saves
         self.loop_length = 1
-        self._held = (None,)  # images on the GPU, of each part of a batch
+        self.held = (None,)  # images on the GPU, of each part of a batch
+        self.data_in_fit = None
         # All that training changes is a Keras variable, so that saving saves it.
         self.phase = self.add_weight(
             shape=(), dtype="int32", initializer="ones", trainable=False, name="phase"
@@ -88,8 +97,23 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         """What the meta optimizer trains, a list of variables."""
         return []
 
+    def default_meta_optimizer(self):
+        """The meta optimizer where `compile` is given none: MetaLabelNet's Adam, 1e-2."""
+        return keras.optimizers.Adam(1e-2, epsilon=1e-8)
+
     def other_layers(self):
         """Layers in training besides classifier and augmentation, a list."""
+        return []
+
+    def optimized_weights(self):
+        """What the optimizer trains, a list of variables."""
+        return self.classifier.trainable_variables
+
+    def begin_epoch(self, epoch):
+        """Called before each epoch's first step, with the (0-based) number of the epoch."""
+
+    def inference_variables(self):
+        """Variables besides the classifier's that `logits` reads in inference mode, a list."""
         return []
 
     def see_samples(self, labels):
@@ -167,9 +191,24 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
     def restart(self, weights):
         """Gives the classifier these weights, and its optimizer the state of its first step."""
         assign_all(self.classifier.weights, weights)
-        for variable in self.optimizer.variables:
-            if variable is not self.optimizer.learning_rate:
-                variable.assign(tf.zeros_like(variable))
+        forget(self.optimizer)
+
+    def predictions(self, samples):
+        """What the classifier says of the data of the `fit` that runs, each sample once, in order.
+
+        It is for a phase's `begin`; the phase `reads` these samples.
+
+        Args:
+            samples: "labeled" or "meta".
+
+        Yields:
+            (class probabilities float32 (n, C), int32 labels (n,)), NumPy arrays, batch by batch.
+        """
+        predict = tf.function(
+            lambda images: ops.softmax(self.logits(images, training=False)), reduce_retracing=True
+        )
+        for images, labels in self.data_in_fit.every(samples):
+            yield predict(images).numpy(), labels.numpy()
 
     def augment(self, images):
         return images if self.augmentation is None else self.augmentation(images, training=True)
@@ -195,7 +234,8 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
             optimizer: of the classifier, λ in Eq. 13; the paper's is SGD with momentum 0.9. One
                 with `use_ema` puts its means in the weights' place at the end of each phase.
             meta_optimizer: of what a meta-gradient trains (the label head, β in Eq. 10); another
-                instance than `optimizer`. None is the paper's Adam, 1e-2.
+                instance than `optimizer`. None is the method's own, for MetaLabelNet the paper's
+                Adam, 1e-2.
             metrics: Keras metrics of (given labels, class probabilities); they take sample
                 weights, and those of unlabeled samples are 0.
             jit_compile, run_eagerly: as `keras.Model.compile`.
@@ -229,11 +269,12 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
             auto_scale_loss=False,
         )
         self._steps_a_call = steps_per_execution
+        self._functions = programs.TrainFunctions()
         self.meta_optimizer = meta_optimizer
         self.build_metrics(
             keras.KerasTensor((None,), "int32"), keras.KerasTensor((None, self.num_classes))
         )
-        self.optimizer.build(self.classifier.trainable_variables)
+        self.optimizer.build(self.optimized_weights())
         if meta_optimizer is not None:
             self.meta_optimizer.build(self.meta_weights())
         self._sum_up = tf.function(self._losses_and_hits, jit_compile=self.jit_compile)
@@ -252,7 +293,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
                 raise ArgumentError("meta_optimizer", "this method has no use for it; leave it out")
             return _without_loss_scale("optimizer", optimizer), None
         if meta_optimizer is None:
-            meta_optimizer = keras.optimizers.Adam(1e-2, epsilon=1e-8)
+            meta_optimizer = self.default_meta_optimizer()
         meta_optimizer = keras.optimizers.get(meta_optimizer)
         return (
             _without_loss_scale("optimizer", optimizer),
@@ -278,6 +319,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         validation_steps=None,
         verbose="auto",
         callbacks=None,
+        **unsupported,
     ):
         """Trains all phases up to `epochs`, each epoch in the phase that it belongs to.
 
@@ -304,6 +346,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
             steps_per_epoch: for a Dataset without end, or of unknown length, only.
             validation_data: as `meta_data`, and with labels -1 too.
             validation_batch_size, validation_freq, validation_steps: as `keras.Model.fit`.
+            **unsupported: what else `keras.Model.fit` takes is refused.
 
         Returns:
             keras.callbacks.History; the metrics that a phase does not have are NaN.
@@ -318,6 +361,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
             UserWarning: naming the classes of which a meta set of arrays holds no sample, and where
                 a callback stopped the training before a later phase.
         """
+        refuse(unsupported)
         self._check_ready()
         phases.check_plan(
             self.phases(), self._phase_now(), initial_epoch, epochs,
@@ -329,7 +373,9 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
                 batch_size, self.seed, self.shuffle_meta, self._is_one_program(), self.keeps_samples
             ),
         )  # fmt: skip
-        for number, _ in phases.plan(self.phases(), self._phase_now(), initial_epoch, epochs):
+        self._warn_of_lost_epochs(initial_epoch)
+        planned = phases.plan(self.phases(), self._phase_now(), initial_epoch, epochs)
+        for number, _ in planned:
             data.check(self.phases()[number - 1])
         _check_steps(steps_per_epoch, data)
         checks.image_dtype(data.image_dtype, self.image_dtype, "x")
@@ -338,25 +384,30 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
             validation_data, data.image_dtype, validation_batch_size, validation_steps
         )
         self._check_logits(data)
+        if self.image_dtype is None:  # no `fit` came before
+            self._first_weights = [ops.convert_to_numpy(w) for w in self._all_weights()]
         self.image_dtype = data.image_dtype
         if self.keeps_samples:
-            self.see_samples(data.labels)
+            with self.distribute_strategy.scope():
+                self.see_samples(data.labels)
+        make = functools.partial(self._make_program, data, steps_per_epoch)
+        self._look_ahead(data, [make(number, epochs_of) for number, epochs_of in planned])
 
         watch = PhasedCallbacks(
             callbacks, self.phase_metrics(), self,
             {"verbose": 1 if verbose == "auto" else verbose, "epochs": epochs, "steps": None},
         )  # fmt: skip
         fit_phase = functools.partial(
-            self._fit_phase, data, callbacks=watch, verbose=verbose,
-            steps_per_epoch=steps_per_epoch, validation_data=validation_data,
-            validation_batch_size=validation_batch_size, validation_freq=validation_freq,
-            validation_steps=validation_steps,
+            self._fit_phase, callbacks=watch, verbose=verbose,
+            validation_data=validation_data, validation_batch_size=validation_batch_size,
+            validation_freq=validation_freq, validation_steps=validation_steps,
         )  # fmt: skip
-        self._fit_phases(fit_phase, watch, initial_epoch, epochs)
+        self.data_in_fit = data
+        self._fit_phases(make, fit_phase, watch, initial_epoch, epochs)
         return self.history
 
-    def _fit_phases(self, fit_phase, callbacks, initial_epoch, epochs):
-        """Runs `fit_phase(number, epochs)` for each phase, until a callback stops the training."""
+    def _fit_phases(self, make, fit_phase, callbacks, initial_epoch, epochs):
+        """Trains each phase, until a callback stops the training."""
         self.stop_training = False
         callbacks.begin()  # here BackupAndRestore restores, the phase too
         initial_epoch = self.take_restored_epoch() or initial_epoch
@@ -366,52 +417,100 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
             ):
                 while self._phase_now() < number:
                     self.begin_phase(self._phase_now() + 1)
-                fit_phase(number, epochs_of)
+                fit_phase(make(number, epochs_of), epochs_of)
                 if self.stop_training:
                     break
         finally:
-            self._held, self.train_function = (None,), None  # frees the GPU's memory
+            self.held, self.data_in_fit, self.train_function = (None,), None, None
+            self._functions.free_held()
         callbacks.finish()
         left_out = [phase for phase in self.phases()[self._phase_now() :] if phase.start < epochs]
         if left_out:
             text = f"fit: a callback stopped the training before {left_out[0].name} began"
             warnings.warn(text, UserWarning, stacklevel=3)
 
+    def _warn_of_lost_epochs(self, initial_epoch):
+        phase = self.phases()[self._phase_now() - 1]
+        if initial_epoch < phase.start:
+            text = (
+                f"fit: this model is in {phase.name}, so the {phase.start - initial_epoch} epochs "
+                f"before it are left out, and labels that you have changed since are not learned. "
+                f"Call start_over() before fit to train from the beginning, or pass initial_epoch, "
+                f"the number of epochs done, to go on"
+            )
+            warnings.warn(text, UserWarning, stacklevel=3)
+
+    def start_over(self):
+        """Takes the model back to before its first `fit`, with the classifier's first weights.
+
+        What is trained by a meta-gradient starts anew too, and the optimizers forget. Compile again
+        for other optimizers.
+
+        Raises:
+            ArgumentError: for a model that was loaded, which does not have its first weights.
+        """
+        if self._first_weights is None:
+            raise ArgumentError(
+                "start_over", "a loaded model has no first weights; build a new classifier"
+            )
+        assign_all(self._all_weights(), self._first_weights)
+        self.phase.assign(1)
+        for optimizer in (self.optimizer, self.meta_optimizer) if self.compiled else ():
+            if optimizer is not None:
+                forget(optimizer)
+
+    def _all_weights(self):
+        """Of the classifier, of other networks, and of what a meta-gradient trains; a list."""
+        others = [weight for layer in self.other_layers() for weight in layer.weights]
+        return [*self.classifier.weights, *others, *self.meta_weights()]
+
     def _phase_now(self):
         return int(self.phase.numpy())  # under tf.distribute, `int` does not take a variable
 
     def begin_phase(self, number):
         """Takes the model into the phase of this number (from 1)."""
-        self.phases()[number - 1].begin()
+        with tensorflow_errors.in_one_line():
+            self.phases()[number - 1].begin()
         self.phase.assign(number)
+        if self.compiled:  # gradients of another loss
+            keras_private.forget_accumulated(self.optimizer)
 
-    def _fit_phase(self, data, number, epochs, callbacks, steps_per_epoch, **kwargs):
-        """Keras' `fit` over the epochs of one phase."""
+    def _make_program(self, data, steps_per_epoch, number, epochs):
+        """The `Program` of a phase over a range of its epochs."""
         phase = self.phases()[number - 1]
-        self._held = data.held(phase)
         dataset = data.batches(phase, epochs)
-        steps = steps_per_epoch or batches.steps_an_epoch(dataset, epochs)
-        self.phase_in_training, self.loop_length = number, 1
-        # Keras' own loop over steps is no XLA program, as that could not read from tf.data: a
-        # program gets its steps' batches stacked, and `run_step` loops over them.
-        a_call = self._steps_a_call
-        if steps:
-            a_call = batches.largest_divisor(steps, a_call)
-            if self._is_one_program() and batches.have_one_shape(dataset):
-                self.loop_length, a_call = a_call, 1
-        if self.loop_length > 1:
-            dataset = dataset.batch(self.loop_length, drop_remainder=True).prefetch(1)
-            steps //= self.loop_length
-        if a_call != self.steps_per_execution:
-            self.steps_per_execution = a_call
-            self.test_function = self.predict_function = None  # they hold the number before
-        callbacks.set_params(callbacks.params | {"steps": steps})
-        self.make_train_function(force=True)
+        steps = batches.steps_an_epoch(dataset, epochs) or steps_per_epoch
+        return programs.make_program(
+            number, dataset, data.held(phase), steps, self._steps_a_call, self._is_one_program()
+        )
+
+    def _look_ahead(self, data, planned):
+        """Refuses what would only fail in a later phase; `planned` is a list of `Program`."""
+        needs_meta = [self.phases()[program.number - 1].needs_meta for program in planned]
+        if any(needs_meta):
+            with tensorflow_errors.in_one_line():
+                data.look_at_meta()
+        if self.second_order and any(needs_meta):
+            images = tf.TensorSpec((None, *self.image_shape), self.image_dtype)
+            check_second_derivatives(
+                self.classifier, self.num_classes, lambda x: self.logits(x, training=True), images
+            )
+        if self.run_eagerly or self._is_distributed():
+            return
+        for program in planned[1:]:
+            programs.try_program(self, self._functions, program, self.training_state())
+
+    def _fit_phase(self, program, epochs, callbacks, **kwargs):
+        """Keras' `fit` over the epochs of one phase."""
+        self._functions.use(self, program)
+        callbacks.set_params(callbacks.params | {"steps": program.calls})
         with tensorflow_errors.in_one_line():
             super().fit(
-                dataset, epochs=epochs.stop, initial_epoch=epochs.start, steps_per_epoch=steps,
-                callbacks=callbacks, shuffle=False, **kwargs,
+                program.dataset, epochs=epochs.stop, initial_epoch=epochs.start,
+                steps_per_epoch=program.calls, callbacks=callbacks, shuffle=False, **kwargs,
             )  # fmt: skip
+        if self.meta_optimizer is not None and self.phases()[program.number - 1].with_meta:
+            self.meta_optimizer.finalize_variable_values(self.meta_weights())
 
     def _check_ready(self):
         if not self.compiled:
@@ -469,7 +568,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         parts = batch if isinstance(batch[0], tuple) else [batch]
         return [
             (images if held is None else tf.gather(held, images), *others)
-            for (images, *others), held in zip(parts, self._held, strict=True)
+            for (images, *others), held in zip(parts, self.held, strict=True)
         ]
 
     def apply_gradients(self, optimizer, gradients, weights):
@@ -510,6 +609,7 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
                 come up).
         """
         if not self.evaluates_in_fit(kwargs):
+            refuse({"sample_weight": kwargs.pop("sample_weight", None)})
             expected = self._expected(self.image_dtype)
             data = inputs.check_evaluated("x", inputs.paired(x, y), expected)
             data = inputs.streamed(data, batch_size)
@@ -571,29 +671,42 @@ class NoisyLabelModel(SavesTraining, keras_private.Model):
         start = ops.zeros(()), ops.zeros(())
         return tf.foldl(add, (images, labels), start, parallel_iterations=1)
 
-    def export(self, filepath):
-        """Writes a SavedModel that plain TensorFlow loads.
+    def export(self, filepath, format="tf_saved_model", verbose=False):
+        """Writes a SavedModel that plain TensorFlow loads; there is no other format.
 
         Its `serve`, also the signature `serving_default`, takes `images`, (N, H, W, channels) of
         the dtype that the model was trained on (uint8 in 0..255 unless it was given float images),
         and returns a dict with `probabilities`, float32 (N, C).
         """
+        checks.one_of("format", format, ("tf_saved_model",))
         dtype = self.image_dtype or "uint8"
         images = tf.TensorSpec([None, *self.image_shape], dtype, name="images")
         archive = keras.export.ExportArchive()
         archive.track(self.classifier)
+        if self.inference_variables():
+            archive.add_variable_collection("others", self.inference_variables())
         archive.add_endpoint(
             "serve",
             lambda images: {"probabilities": self(images, training=False)},
             input_signature=[images],
         )
-        archive.write_out(filepath, verbose=False)
+        archive.write_out(filepath, verbose=bool(verbose))
 
 
 def gradient(tape, loss, weights, **kwargs):
     """As `tape.gradient`, with zeros for weights that the loss does not reach."""
     gradients = tape.gradient(loss, weights, **kwargs)
-    return [tf.zeros_like(w) if g is None else g for g, w in zip(gradients, weights)]
+    return [
+        tf.zeros_like(w) if g is None else tf.convert_to_tensor(g)  # a gather's is sparse
+        for g, w in zip(gradients, weights)
+    ]
+
+
+def forget(optimizer):
+    """Gives an optimizer the state of its first step; its learning rate stays."""
+    for variable in optimizer.variables:
+        if variable is not optimizer.learning_rate:
+            variable.assign(tf.zeros_like(variable))
 
 
 def assign_all(variables, values):
@@ -619,7 +732,7 @@ def _loop(step, batches, length):
 def _without_loss_scale(name, optimizer):
     is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if is_scaled or getattr(optimizer, "loss_scale_factor", None):
-        raise ArgumentError(name, "expected one that does not scale the loss, as bfloat16 needs none")
+        raise ArgumentError(name, "expected one that does not scale the loss: bfloat16 needs none")
     return optimizer
 
 

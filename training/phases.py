@@ -17,6 +17,7 @@ class Phase:
         with_meta: whether each batch comes with a meta batch.
         metrics: names of the metrics that this phase has and not all others have.
         begin: function without arguments, called once, when the phase begins.
+        reads: which samples, "labeled" or "meta", `begin` goes over, all of them, a tuple.
     """
 
     name: str
@@ -25,10 +26,11 @@ class Phase:
     with_meta: bool = False
     metrics: tuple = ()
     begin: Callable = lambda: None
+    reads: tuple = ()
 
     @property
     def needs_meta(self):
-        return self.with_meta or self.samples == "meta"
+        return self.with_meta or "meta" in (self.samples, *self.reads)
 
 
 def plan(phases, current, initial_epoch, epochs):

@@ -1,0 +1,82 @@
+"""Gold loss correction, made for many wrong labels and a few right ones; not in Table I."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mln_keras import layers
+from mln_keras.data import checks
+from mln_keras.methods.loss_correction import LossCorrection
+from mln_keras.training.model import gradient
+from mln_keras.training.phases import Phase
+
+
+@keras.saving.register_keras_serializable("mln_keras")
+class GoldLossCorrection(LossCorrection):
+    """Measures on the clean samples how labels go wrong, then learns from noisy and clean ones.
+
+    A first training, with cross-entropy on the noisy samples, estimates T: row i is the mean
+    prediction for the clean samples of class i. The second starts from the same weights. Its loss
+    is the mean over all samples of −log (p T)_y for noisy and of −log p_y for clean ones. As every
+    noisy batch comes with a clean one, the clean mean is weighted by the share of clean samples.
+
+    Args:
+        classifier, **options: as `training.model.NoisyLabelModel`. Clean images are augmented too.
+        warmup_epochs: epochs of the first training, at least 1.
+
+    Attributes:
+        transition: Ĉ of the paper, float variable (C, C). A class without a clean sample has the
+            identity's row: its labels are taken as right.
+        clean_share: share of the clean samples among all, a float variable.
+
+    Raises:
+        ArgumentError: without a first training.
+
+    Reference: D. Hendrycks, M. Mazeika, D. Wilson and K. Gimpel, "Using Trusted Data to Train Deep
+    Networks on Labels Corrupted by Severe Noise", NeurIPS 2018.
+    """
+
+    needs_meta = True
+    flags = ("warmup_epochs",)
+
+    def __init__(self, classifier, warmup_epochs, **options):
+        checks.integer("warmup_epochs", warmup_epochs, 1)
+        super().__init__(classifier, warmup_epochs, **options)
+        self.clean_share = self.add_weight(
+            shape=(), initializer="zeros", trainable=False, name="clean_share"
+        )
+
+    def phases(self):
+        second = Phase(
+            "second training", start=self.warmup_epochs, with_meta=True, begin=self.begin_again,
+            reads=("labeled", "meta"),
+        )  # fmt: skip
+        return (Phase("warm-up"), second)
+
+    def train_step(self, batch):
+        warms_up = self.phase_in_training == 1
+        return self.run_step(self._step if warms_up else self._corrected_step, batch)
+
+    def learn_transition(self):
+        sums = np.zeros((self.num_classes, self.num_classes))
+        counts = np.zeros((self.num_classes, 1))
+        for predictions, labels in self.predictions("meta"):
+            np.add.at(sums, labels, predictions)
+            np.add.at(counts, labels, 1)
+        means = sums / np.maximum(counts, 1)
+        self.transition.assign(np.where(counts > 0, means, np.eye(self.num_classes)))
+        self.clean_share.assign(counts.sum() / (counts.sum() + self.data_in_fit.num_labeled()))
+
+    def _corrected_step(self, noisy_batch, meta_batch):
+        (images, labels), (clean_images, clean_labels) = noisy_batch, meta_batch
+        weights = self.classifier.trainable_variables
+        with tf.GradientTape() as tape:
+            logits = self.logits(self.augment(images), training=True)
+            regularization = self.regularization()
+            clean_logits = self.logits(self.augment(clean_images), training=True)
+            noisy = tf.reduce_mean(layers.forward_cross_entropy(labels, logits, self.transition))
+            clean = tf.reduce_mean(layers.cross_entropy(clean_labels, clean_logits))
+            loss = (1 - self.clean_share) * noisy + self.clean_share * clean
+            objective = loss + regularization
+        self.apply_gradients(self.optimizer, gradient(tape, objective, weights), weights)
+        self.update_metrics(loss, labels, logits)
