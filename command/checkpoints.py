@@ -9,6 +9,7 @@ import shutil
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mln_keras.command.files import atomic_write, remove, write_csv, write_json
@@ -85,6 +86,34 @@ def best_weights(directory, epoch):
     return pathlib.Path(directory) / "checkpoint" / f"best-{epoch:04d}.weights.h5"
 
 
+class SoftLabelChange(keras.callbacks.Callback):
+    """Logs `soft_label_change`, as Figure 4 of the paper; None in phase 1.
+
+    That is the mean absolute difference of the soft labels from those an epoch before.
+
+    Args:
+        images: training images (N, H, W, channels), of which at most `MOST_IMAGES` count.
+    """
+
+    MOST_IMAGES = 2000
+
+    def __init__(self, images):
+        super().__init__()
+        places = np.linspace(0, len(images) - 1, min(len(images), self.MOST_IMAGES))
+        self._images = images[places.astype(int)]
+        self._before = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.model.phase > 1 and self._before is None:  # phase 2 begins, or goes on after a stop
+            self._before = self.model.soft_labels(self._images)
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["soft_label_change"] = None
+        if self.model.phase > 1:
+            before, self._before = self._before, self.model.soft_labels(self._images)
+            logs["soft_label_change"] = float(np.abs(self._before - before).mean())
+
+
 def best_row(rows, chosen_from):
     """The first row with the highest meta accuracy, of this phase on where there are such.
 
@@ -131,7 +160,7 @@ class RunRecorder(keras.callbacks.Callback):
             "learning_rate": logs["learning_rate"],
             "loss": logs["loss"],
             "accuracy": logs["accuracy"],
-            **{name: logs[name] for name in names},
+            **{name: logs[name] for name in (*names, "soft_label_change") if name in logs},
             "meta_set_loss": meta_loss,
             "meta_accuracy": meta_accuracy,
             "test_loss": test_loss,
@@ -140,7 +169,7 @@ class RunRecorder(keras.callbacks.Callback):
         phase = self.model.phases()[row["phase"] - 1]
         absent = [name for name in names if name not in phase.metrics]
         for name, value in row.items():
-            if name not in absent and not math.isfinite(value):
+            if name not in absent and value is not None and not math.isfinite(value):
                 steps = self.params["steps"] * self.model.loop_length
                 raise FloatingPointError(
                     f"training stopped at epoch {epoch + 1}, step {steps}, its "

@@ -6,7 +6,7 @@ import tensorflow as tf
 from absl import flags
 
 from mln_keras.command.recipes import RECIPES
-from mln_keras.data import checks, corruption
+from mln_keras.data import checks, corrections, corruption
 from mln_keras.data.checks import ArgumentError
 from mln_keras.methods import METHODS
 
@@ -37,6 +37,8 @@ def define_flags():
            "once a seed, and keep its probabilities in ~/.keras/mln_keras_teachers.")
     define("integer", "meta_size", None, "Number of clean meta samples.")
     define("integer", "unlabeled_size", None, "Training samples whose label is removed.")
+    define("multi_string", "corrections", None, "CSV file of corrected labels, as the page "
+           "review/index.html of a run exports it. Given again, the next file corrects further.")
     define("string", "method", None, f"One of {', '.join(METHODS)}. Default: metalabelnet.")
     define("integer", "epochs", None, "Epochs of both phases together.")
     define("integer", "warmup_epochs", None, "Epochs of phase 1.")
@@ -121,7 +123,10 @@ def settings_of(given):
     if not settings["output_dir"]:
         parts = ("dataset", "noise", "noise_ratio", "method")
         name = "-".join(str(settings[part]) for part in parts if settings[part] is not None)
+        name += "-corrected" if settings["corrections"] else ""
         settings["output_dir"] = os.path.join("runs", f"{name}-seed{settings['seed']}")
+    if settings["corrections"]:
+        settings["corrections"] = [corrections.identify(path) for path in settings["corrections"]]
     return settings, recipe
 
 

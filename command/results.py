@@ -1,13 +1,18 @@
 """What a run leaves behind when it is done, and the table of several."""
 
+import json
 import pathlib
 
 import numpy as np
 
-from mln_keras.command import plots
+from mln_keras.command import plots, review
 from mln_keras.command.checkpoints import best_row, best_weights, remove_other_checkpoints
 from mln_keras.command.files import atomic_write, write_csv, write_json
+from mln_keras.command.output_dir import NOT_PART_OF_A_RUN
 from mln_keras.command.versions import versions
+from mln_keras.data import suspects
+
+PREDICTION_BATCH = 1000
 
 
 def write_soft_labels(directory, given_labels, soft_labels):
@@ -57,7 +62,28 @@ def table(results):
     return "\n".join(lines)
 
 
-def write_results(directory, model, settings, rows, **more):
+def write_suspects(directory, model, splits, flags):
+    """What the model thinks of the given labels: suspects.csv, the review page and two pictures.
+
+    Returns:
+        The estimated share of wrong labels: how often another class than the given one is the most
+        probable.
+    """
+    images, given, names = splits.train_images, splits.given_labels, splits.class_names
+    probabilities = model.predict(images, batch_size=PREDICTION_BATCH, verbose=0)
+    found = suspects.find(probabilities, given, names)
+    title = "Suspicious labels: {dataset}, {noise} noise {noise_ratio:g}, {method}, seed {seed}"
+    run = json.dumps({n: flags[n] for n in flags if n not in NOT_PART_OF_A_RUN}, sort_keys=True)
+    review.write(directory, found, images, names, title.format(**flags), run)
+    joint = suspects.counted_joint(probabilities, given)
+    plots.plot_confusion(directory / "confusion.png", joint * len(found), names)
+    worst = found[: plots.SHEET[0] * plots.SHEET[1]]
+    thumbnails = review.thumbnails_of(images, worst["index"])
+    plots.plot_suspects(directory / "suspects.png", worst, thumbnails)
+    return suspects.share_of_wrong(joint)
+
+
+def write_results(directory, model, settings, rows, splits, flags, **more):
     """Writes what only a whole run has, result.json last; leaves the best epoch in the model.
 
     A run that was killed just after its last checkpoint has history.csv and older checkpoints as
@@ -68,6 +94,8 @@ def write_results(directory, model, settings, rows, **more):
         model: the trained model.
         settings: dict with dataset, noise, noise_ratio, method, seed, epochs and warmup_epochs.
         rows: of history.csv.
+        splits: what it was trained on.
+        flags: dict of every flag's value.
         **more: further entries of result.json.
 
     Returns:
@@ -78,7 +106,6 @@ def write_results(directory, model, settings, rows, **more):
     result = {name: settings[name] for name in names} | summarize(
         rows, settings["warmup_epochs"], model.chosen_from
     )
-    result |= more | {"versions": versions()}
     write_csv(directory / "history.csv", rows)
     remove_other_checkpoints(directory, rows[-1]["epoch"], result["best_epoch"])
     model.load_weights(best_weights(directory, result["best_epoch"]))
@@ -87,5 +114,15 @@ def write_results(directory, model, settings, rows, **more):
     with atomic_write(directory / "saved_model") as temporary:
         model.export(temporary)
     plots.plot_curves(directory / "curves.png", [(directory, result)])
+    if "soft_label_change" in rows[0]:
+        plots.plot_soft_label_change(directory / "soft_label_change.png", rows)
+    estimated = write_suspects(directory, model, splits, flags)
+    result |= {
+        "noise_ratio_actual": splits.noise_ratio,
+        "noise_ratio_estimated": estimated,
+        **more,
+        "flags": flags,
+        "versions": versions(),
+    }
     write_json(directory / "result.json", result)
     return result

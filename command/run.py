@@ -106,7 +106,7 @@ def configure_devices(settings):
 
 
 def load_splits(settings, recipe):
-    """Loads the data set, draws meta and test set, removes labels, corrupts the rest."""
+    """Loads the data set, draws meta and test set, removes labels, corrupts and corrects."""
     source = LOADERS[settings["dataset"]](settings["data_dir"])
     splits = make_splits(
         source,
@@ -114,8 +114,7 @@ def load_splits(settings, recipe):
         unlabeled_size=settings["unlabeled_size"],
         seed=settings["seed"],
     )
-    num_labeled = np.sum(splits.given_labels >= 0)
-    checks.within("batch_size", settings["batch_size"], 1, num_labeled, "the labeled samples")
+    _check_batch_size(settings, splits)  # before a teacher is trained
     labels = corruption.corrupt(
         source,
         settings["noise"],
@@ -125,7 +124,16 @@ def load_splits(settings, recipe):
         probabilities_file=settings["noise_probs"],
         build_teacher=recipe.build_classifier,
     )
-    return splits.with_labels(labels)
+    splits = splits.with_labels(labels)
+    for file in settings["corrections"] or ():
+        splits = splits.with_corrections(file["file"])
+    _check_batch_size(settings, splits)  # again, as corrections take labels away
+    return splits
+
+
+def _check_batch_size(settings, splits):
+    num_labeled = np.sum(splits.given_labels >= 0)
+    checks.within("batch_size", settings["batch_size"], 1, num_labeled, "the labeled samples")
 
 
 def execute(settings, recipe, runs, finished, splits):
@@ -193,6 +201,9 @@ def run(settings, recipe, splits, callbacks=()):
     recorder = checkpoints.RunRecorder(directory, settings, held_out, state)
     print(f"{settings['method']} on {versions()['device']}: {directory}, from epoch "
           f"{len(recorder.rows) + 1} to {epochs}", flush=True)  # fmt: skip
+    callbacks = [keras.callbacks.LearningRateScheduler(learning_rate_at), *callbacks]
+    if hasattr(model, "soft_labels"):
+        callbacks.append(checkpoints.SoftLabelChange(splits.train_images))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", inputs.NO_META_SAMPLE)  # `make_splits` has said it
         model.fit(
@@ -201,11 +212,7 @@ def run(settings, recipe, splits, callbacks=()):
             batch_size=recipe.batch_size,
             epochs=epochs,
             initial_epoch=state["epoch"] if state else 0,
-            callbacks=[
-                keras.callbacks.LearningRateScheduler(learning_rate_at),
-                *callbacks,
-                recorder,
-            ],
+            callbacks=[*callbacks, recorder],
             verbose=1 if sys.stdout.isatty() else 0,
         )
     if hasattr(model, "soft_labels"):
@@ -218,9 +225,9 @@ def run(settings, recipe, splits, callbacks=()):
         model,
         settings | {"epochs": epochs, "warmup_epochs": getattr(model, "warmup_epochs", None)},
         recorder.rows,
-        noise_ratio_actual=splits.noise_ratio,
+        splits,
+        settings,
         seconds=recorder.seconds,
-        flags=settings,
     )
 
 

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 
-from mln_keras.data import checks
+from mln_keras.data import checks, corrections
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +53,7 @@ class Splits:
         clean_labels: int32 (N,); for measuring only.
         meta_images, meta_labels: uint8 (K, H, W, channels) and int32 (K,), clean.
         test_images, test_labels: uint8 (T, H, W, channels) and int32 (T,), clean.
+        class_names: one a class, in label order.
     """
 
     train_images: np.ndarray
@@ -62,6 +63,7 @@ class Splits:
     meta_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    class_names: tuple[str, ...]
 
     @property
     def noise_ratio(self):
@@ -72,6 +74,11 @@ class Splits:
     def with_labels(self, labels):
         """The same splits with other labels, integers (N,), for the samples that are labeled."""
         given = np.where(self.given_labels < 0, -1, labels).astype(np.int32)
+        return dataclasses.replace(self, given_labels=given)
+
+    def with_corrections(self, path):
+        """The same splits after a file of corrections; see `corrections.apply`."""
+        given = corrections.apply(path, self.given_labels, self.class_names)
         return dataclasses.replace(self, given_labels=given)
 
 
@@ -121,4 +128,5 @@ def make_splits(source, *, meta_size, unlabeled_size, seed):
         meta_labels=meta_labels,
         test_images=source.held_out_images[test],
         test_labels=source.held_out_labels[test],
+        class_names=source.class_names,
     )

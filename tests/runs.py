@@ -14,9 +14,11 @@ RUN = (
 )  # fmt: skip
 SHORT = ("--dataset", "digits", "--epochs", "2", "--warmup_epochs", "1")
 FILES = {
-    "result.json", "history.csv", "curves.png", "soft_labels.npz", "checkpoint", "model.keras",
+    "result.json", "history.csv", "curves.png", "confusion.png", "suspects.png", "suspects.csv",
+    "review", "soft_labels.npz", "soft_label_change.png", "checkpoint", "model.keras",
     "saved_model",
 }  # fmt: skip
+OF_SOFT_LABELS = {"soft_labels.npz", "soft_label_change.png"}
 
 
 def main(*flags):

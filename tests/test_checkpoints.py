@@ -69,6 +69,23 @@ def test_the_columns_of_the_history_are_those_of_keras(tmp_path):
     ]  # fmt: skip
 
 
+def test_soft_labels_change_by_their_mean_absolute_difference():
+    counted = iter([0.5, 0.7, 0.6])
+    phase = tf.Variable(1)
+    soft_labels = lambda x: np.full(x.shape, next(counted))  # noqa: E731
+    model = types.SimpleNamespace(phase=phase, soft_labels=soft_labels)
+    callback = checkpoints.SoftLabelChange(np.zeros((5000, 4)))
+    callback.set_model(model)
+    found = []
+    for epoch, number in enumerate((1, 2, 2)):
+        phase.assign(number)
+        callback.on_epoch_begin(epoch)
+        callback.on_epoch_end(epoch, logs := {})
+        found.append(logs["soft_label_change"])
+    assert found == [None, pytest.approx(0.2), pytest.approx(0.1)]
+    assert callback._before.shape == (2000, 4)
+
+
 def test_the_best_epoch_survives_that_training_goes_on_later(tmp_path):
     before = []
     for meta_accuracies, last, best in (

@@ -15,6 +15,7 @@ import pytest
 from runs import (
     EPOCHS,
     FILES,
+    OF_SOFT_LABELS,
     RUN,
     SHORT,
     main,
@@ -243,7 +244,7 @@ def test_killed_at_its_first_checkpoint_it_can_begin_again_without_resume(tmp_pa
         assert in_a_process(flags, kill) == -signal.SIGKILL, f"never came: {kill}"
         assert names(tmp_path) == {"checkpoint"} and names(tmp_path / "checkpoint"), kill
     assert main(*flags) == 0
-    assert names(tmp_path) == FILES - {"soft_labels.npz"}
+    assert names(tmp_path) == FILES - OF_SOFT_LABELS
     assert names(tmp_path / "checkpoint") == {"epoch-0001", "best-0001.weights.h5"}
 
 
@@ -253,5 +254,5 @@ def test_killed_at_its_end_cross_entropy_only_writes_what_is_missing(tmp_path):
     before = stamps(tmp_path / "checkpoint")
     assert in_a_process(flags) == 0
     assert stamps(tmp_path / "checkpoint") == before
-    assert names(tmp_path) == FILES - {"soft_labels.npz"}
+    assert names(tmp_path) == FILES - OF_SOFT_LABELS
     assert len(read_history(tmp_path)) == 2 == read_result(tmp_path)["epochs"]

@@ -20,6 +20,7 @@ import tensorflow as tf
 from runs import (
     EPOCHS,
     FILES,
+    OF_SOFT_LABELS,
     RUN,
     SHORT,
     UNLABELED,
@@ -43,8 +44,8 @@ from mln_keras.command.xla import configure_xla
 from mln_keras.training.model import NoisyLabelModel
 
 RESULT_KEYS = [
-    "dataset", "noise", "noise_ratio", "noise_ratio_actual", "method", "seed", "epochs",
-    "warmup_epochs", "warmup_test_accuracy", "best_epoch", "meta_accuracy", "test_accuracy",
+    "dataset", "noise", "noise_ratio", "noise_ratio_actual", "noise_ratio_estimated", "method",
+    "seed", "epochs", "warmup_epochs", "warmup_test_accuracy", "best_epoch", "meta_accuracy", "test_accuracy",
     "last_test_accuracy", "seconds", "flags", "versions",
 ]  # fmt: skip
 
@@ -86,7 +87,9 @@ def test_history_has_a_row_an_epoch(finished_run):
     rows = read_history(finished_run.directory)
     assert [row["epoch"] for row in rows] == [str(n + 1) for n in range(EPOCHS)]
     assert [row["phase"] for row in rows] == ["1"] * 3 + ["2"] * 3
-    only_phase_2 = {"meta_loss", "soft_label_entropy", "soft_label_agreement"}
+    only_phase_2 = {
+        "meta_loss", "soft_label_entropy", "soft_label_agreement", "soft_label_change",
+    }  # fmt: skip
     for row in rows:
         empty = {name for name, value in row.items() if value == ""}
         assert empty == (only_phase_2 if row["phase"] == "1" else set())
@@ -397,7 +400,7 @@ def test_the_demonstration_runs_both_methods_side_by_side(tmp_path, capsys, monk
     assert names(tmp_path) == {"metalabelnet", "cross_entropy", "curves.png"}
     assert_is_a_picture(tmp_path / "curves.png")
     assert names(tmp_path / "metalabelnet") == FILES
-    assert names(tmp_path / "cross_entropy") == FILES - {"soft_labels.npz"}
+    assert names(tmp_path / "cross_entropy") == FILES - OF_SOFT_LABELS
     found = [read_result(tmp_path / method) for method in ("metalabelnet", "cross_entropy")]
     assert [r["method"] for r in found] == ["metalabelnet", "cross_entropy"]
     assert sorted(found[1]) == sorted(RESULT_KEYS)
