@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from mln_keras import layers
+from mln_keras.layers import RandomFlipCrop, cnn8, digits_cnn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Recipe:
 
 RECIPES = {
     "digits": Recipe(
-        build_classifier=layers.digits_cnn,
-        build_augmentation=functools.partial(layers.RandomFlipCrop, 1, False),
+        build_classifier=digits_cnn,
+        build_augmentation=functools.partial(RandomFlipCrop, 1, False),
         noise="class_dependent",
         noise_ratio=0.4,
         meta_size=300,
@@ -70,8 +70,8 @@ RECIPES = {
         vertical_flip=False,
     ),
     "cifar10": Recipe(
-        build_classifier=layers.cnn8,
-        build_augmentation=functools.partial(layers.RandomFlipCrop, 4),
+        build_classifier=cnn8,
+        build_augmentation=functools.partial(RandomFlipCrop, 4),
         noise="uniform",
         noise_ratio=0.4,
         meta_size=5000,

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from mln_keras import layers
+from mln_keras.layers import cross_entropy
 from mln_keras.training.model import NoisyLabelModel, gradient
 from mln_keras.training.phases import Phase
 
@@ -31,7 +31,7 @@ class CrossEntropy(NoisyLabelModel):
 
     def sample_losses(self, labels, logits):
         """float32 (N,), of int32 labels (N,) and logits float32 (N, C)."""
-        return layers.cross_entropy(labels, logits)
+        return cross_entropy(labels, logits)
 
     def train_step(self, batch):
         return self.run_step(self._step, batch)
