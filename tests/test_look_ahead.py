@@ -1,0 +1,226 @@
+"""What `fit` finds out before it trains, what it keeps from fit to fit, and how to start over."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from mln_keras import MetaLabelNet
+from mln_keras.training import programs
+
+
+def network(*extra):
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(3, 3),
+            *extra,
+            layers.Flatten(),
+            layers.Dense(8, activation="tanh"),
+            layers.Dense(4),
+        ]
+    )
+
+
+def compiled(classifier, warmup_epochs=1, meta_optimizer=None, optimizer=None, cls=MetaLabelNet):
+    model = cls(classifier, warmup_epochs)
+    model.compile(
+        optimizer or keras.optimizers.SGD(0.05, momentum=0.9), meta_optimizer, jit_compile=False
+    )
+    return model
+
+
+def fit(model, images, epochs=2, meta=None, **more):
+    meta = images(16, seed=1) if meta is None else meta
+    return model.fit(images(32), meta_data=meta, epochs=epochs, batch_size=8, verbose=0, **more)
+
+
+def values(model):
+    return [v.numpy() for v in model.training_state()]
+
+
+@pytest.mark.parametrize(
+    ("layer", "operation"),
+    [
+        (layers.Resizing(4, 4, name="culprit"), "ResizeBilinearGrad"),
+        (layers.UpSampling2D(2, interpolation="bilinear", name="culprit"), "ResizeBilinearGrad"),
+        (layers.Resizing(4, 4, interpolation="bicubic", name="culprit"), "ResizeBicubicGrad"),
+        (layers.Activation("softsign", name="culprit"), "SoftsignGrad"),
+    ],
+)
+def test_a_layer_without_second_derivative_is_refused_by_name(images, layer, operation):
+    model = compiled(network(layer))
+    before = values(model)
+    with pytest.raises(ValueError, match="^classifier: layer 'culprit' cannot be") as error:
+        fit(model, images)
+    assert operation in str(error.value) and "\n" not in str(error.value)
+    np.testing.assert_equal(values(model), before)
+
+
+def test_a_resize_before_the_layers_that_train_is_taken(images):
+    classifier = network()
+    resized = keras.Sequential([keras.Input((8, 8, 1)), layers.Resizing(8, 8), classifier])
+    assert len(fit(compiled(resized), images).epoch) == 2
+
+
+class Position(layers.Layer):
+    """Adds a learned row to each sample, taken by `gather` or by a product that is the same."""
+
+    def __init__(self, gathers):
+        super().__init__()
+        self.gathers = gathers
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(5, shape[-1]), initializer="ones")
+
+    def call(self, x):
+        rows = tf.cast(tf.abs(x[:, 0]) * 4, tf.int32) % 5
+        if self.gathers:
+            return x + tf.gather(tf.convert_to_tensor(self.table), rows)
+        return x + tf.one_hot(rows, 5) @ self.table
+
+
+def test_a_gathered_weight_has_a_meta_gradient(images):
+    ends = []
+    for gathers in (True, False):
+        keras.utils.set_random_seed(0)
+        classifier = keras.Sequential(
+            [
+                keras.Input((8, 8, 1)),
+                layers.Rescaling(1 / 255),
+                layers.Flatten(),
+                Position(gathers),
+                layers.Dense(4),
+            ]
+        )
+        model = compiled(classifier, warmup_epochs=0)
+        fit(model, images)
+        ends.append([w.numpy() for w in model.weights])
+    for found, expected in zip(*ends, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_wrong_label_in_a_clean_data_set_is_found_before_the_first_step(images):
+    x, y = images(16, seed=1)
+    y[11] = 4
+    meta = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    model = compiled(network(), warmup_epochs=2)
+    with pytest.raises(ValueError, match=r"^meta_data: expected labels in \[0, 4\)"):
+        fit(model, images, epochs=3, meta=meta)
+    assert model.optimizer.iterations.numpy() == 0
+
+
+@keras.saving.register_keras_serializable("test_look_ahead")
+class Broken(MetaLabelNet):
+    def classification_loss(self, logits, soft_label_logits):
+        raise TypeError("two lines\nof a reason")
+
+
+def test_what_phase_2_cannot_do_is_known_before_the_warm_up(images):
+    model = compiled(network(), cls=Broken)
+    with pytest.raises(ValueError, match="phase 2 cannot train it .TypeError.*two lines of a"):
+        fit(model, images)
+    assert model.optimizer.iterations.numpy() == 0
+
+
+def test_trying_phase_2_leaves_no_trace(images, monkeypatch):
+    ends = []
+    for tried in (True, False):
+        if not tried:
+            monkeypatch.setattr(programs, "try_program", lambda *args: None)
+        keras.utils.set_random_seed(0)
+        model = compiled(network(layers.BatchNormalization(), layers.Dropout(0.2)))
+        history = fit(model, images, epochs=3).history
+        ends.append((values(model), {n: np.array(v) for n, v in history.items()}))
+    np.testing.assert_equal(ends[0], ends[1])
+
+
+def test_a_second_fit_that_leaves_epochs_out_says_so_and_how_to_start_over(images):
+    model = compiled(network(layers.Dropout(0.2)))
+    keras.utils.set_random_seed(3)
+    first = fit(model, images, epochs=3).history
+    with pytest.warns(UserWarning, match=r"in phase 2, so the 1 epochs.*start_over\(\)") as caught:
+        fit(model, images, epochs=4)
+    assert caught[0].filename == __file__
+    model.start_over()
+    assert model.phase == 1 and model.optimizer.iterations.numpy() == 0
+    keras.utils.set_random_seed(3)
+    again = fit(model, images, epochs=3).history
+    assert again["accuracy"][0] == pytest.approx(first["accuracy"][0], abs=0.2)
+    assert np.isnan(again["meta_loss"][0]) and not np.isnan(again["meta_loss"][1])
+
+
+def test_start_over_equals_the_first_training(images):
+    model = compiled(network())
+    first = fit(model, images, epochs=3).history
+    model.start_over()
+    again = fit(model, images, epochs=3).history
+    for name, values_of in first.items():
+        np.testing.assert_array_equal(values_of, again[name])
+
+
+def test_a_loaded_model_does_not_start_over(images, tmp_path):
+    model = compiled(network())
+    fit(model, images)
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="^start_over: a loaded model has no first weights"):
+        keras.models.load_model(tmp_path / "model.keras").start_over()
+
+
+def test_train_functions_are_kept_until_what_is_traced_changes(images, monkeypatch):
+    model = compiled(network())
+    fit(model, images, epochs=2)
+    made, make = [], keras.Model.make_train_function
+    monkeypatch.setattr(
+        keras.Model, "make_train_function",
+        lambda self, force=False: made.append(force) or make(self, force),
+    )  # fmt: skip
+    fit(model, images, epochs=3, initial_epoch=2)
+    assert True not in made
+    model.inner_learning_rate = 0.5
+    fit(model, images, epochs=4, initial_epoch=3)
+    assert True in made
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("train_on_batch", lambda m, x, y: m.train_on_batch(x, y)),
+        ("test_on_batch", lambda m, x, y: m.test_on_batch(x, y)),
+        ("filepath", lambda m, x, y: m.save("a.h5")),
+        ("format", lambda m, x, y: m.export("a", format="onnx")),
+        ("class_weight", lambda m, x, y: m.fit(x, y, class_weight={0: 2})),
+        ("validation_split", lambda m, x, y: m.fit(x, y, validation_split=0.1)),
+        ("sample_weight", lambda m, x, y: m.fit(x, y, sample_weight=y)),
+        ("sample_weight", lambda m, x, y: m.evaluate(x, y, sample_weight=y)),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(images, name, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = compiled(network())
+    with pytest.raises(ValueError) as error:
+        call(model, *images(8))
+    assert str(error.value).startswith(f"{name}: ") and "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_means_of_the_meta_optimizer_end_up_in_the_label_head(images):
+    meta_optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.9)
+    model = compiled(network(), meta_optimizer=meta_optimizer)
+    fit(model, images, epochs=3)
+    means = [v.numpy() for v in meta_optimizer.variables if "average" in v.path]
+    assert len(means) == 2
+    for weight, mean in zip(model.label_head.weights, means, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), mean)
+
+
+def test_gradients_left_over_from_the_warm_up_are_forgotten(images):
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=3)
+    model = compiled(network(), optimizer=optimizer)
+    model.fit(images(32), epochs=1, batch_size=8, verbose=0)
+    left_over = [v for v in optimizer.variables if "accumul" in v.path]
+    assert left_over and any(np.abs(v.numpy()).max() > 0 for v in left_over)
+    model.begin_phase(2)
+    assert all(np.abs(v.numpy()).max() == 0 for v in left_over)
