@@ -40,7 +40,8 @@ def in_one_line():
 
 
 def short(error, width=160):
-    """One short line for any exception, without TensorFlow's operation names."""
-    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", f"{type(error).__name__}: {error}", flags=re.DOTALL)
+    """One short line for any exception, without TensorFlow's operation names and Keras' bold."""
+    unwanted = r"\{\{.*?\}\}|\[Op:.*|\x1b\[\d+m"
+    text = re.sub(unwanted, "", f"{type(error).__name__}: {error}", flags=re.DOTALL)
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 4].rsplit(" ", 1)[0] + " ..."

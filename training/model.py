@@ -190,7 +190,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
     def restart(self, weights):
         """Gives the classifier these weights, and its optimizer the state of its first step."""
         assign_all(self.classifier.weights, weights)
-        forget(self.optimizer)
+        forget(self.optimizer, self.optimized_weights())
 
     def predictions(self, samples):
         """What the classifier says of the data of the `fit` that runs, each sample once, in order.
@@ -448,9 +448,10 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             )
         assign_all(self._all_weights(), self._first_weights)
         self.phase.assign(1)
-        for optimizer in (self.optimizer, self.meta_optimizer) if self.compiled else ():
-            if optimizer is not None:
-                forget(optimizer)
+        if self.compiled:
+            forget(self.optimizer, self.optimized_weights())
+        if self.compiled and self.meta_optimizer is not None:
+            forget(self.meta_optimizer, self.meta_weights())
 
     def _all_weights(self):
         """Of the classifier, of other networks, and of what a meta-gradient trains; a list."""
@@ -610,11 +611,13 @@ def gradient(tape, loss, weights, **kwargs):
     ]
 
 
-def forget(optimizer):
-    """Gives an optimizer the state of its first step; its learning rate stays."""
-    for variable in optimizer.variables:
+def forget(optimizer, weights):
+    """Gives the optimizer of these weights the state of its first step; its learning rate stays."""
+    fresh = type(optimizer).from_config(optimizer.get_config())
+    fresh.build(weights)
+    for variable, start in zip(optimizer.variables, fresh.variables, strict=True):
         if variable is not optimizer.learning_rate:
-            variable.assign(tf.zeros_like(variable))
+            variable.assign(start)
 
 
 def assign_all(variables, values):
