@@ -13,6 +13,7 @@ let shown = []; // rows that the filters let through
 let page = 0;
 let current = 0; // place in `shown`
 let failure = "";
+let saving = null; // the timer of a save that is still to come
 
 function load() {
   try {
@@ -24,13 +25,22 @@ function load() {
   }
 }
 
+// Soon, and not at each key: 100,000 decisions are 2 MB.
+function saveSoon() {
+  saving ??= setTimeout(save, 250);
+}
+
 function save() {
+  if (saving === null) return;
+  clearTimeout(saving);
+  saving = null;
   try {
     localStorage.setItem(key, JSON.stringify({ decisions: [...decisions], undone }));
     failure = "";
   } catch (error) {
     failure = ` The last decisions are not kept (${error.name}): export them before you close this page.`;
   }
+  drawStatus();
 }
 
 function element(name, className, text = "") {
@@ -124,11 +134,15 @@ function draw(focus = false) {
   $("previous").disabled = page === 0;
   $("next").disabled = page === pages - 1;
   $("undo").disabled = undone.length === 0;
+  drawStatus();
+  if (focus) $("cards").querySelector("[aria-current]")?.focus();
+}
+
+function drawStatus() {
   $("progress").max = index.length;
   $("progress").value = decisions.size;
   $("status").textContent = `${decisions.size.toLocaleString("en")} of ${index.length.toLocaleString("en")}` +
     ` decided; ${shown.length.toLocaleString("en")} match the filters.${failure}`;
-  if (focus) $("cards").querySelector("[aria-current]")?.focus();
 }
 
 // Makes a card the current one without drawing the others anew, as a click on it is still going on.
@@ -148,7 +162,7 @@ function decide(row, action, label) {
   if (undone.length > 1000) undone.shift();
   decisions.delete(number);
   decisions.set(number, [action, label]);
-  save();
+  saveSoon();
   if (current < shown.length - 1) current += 1;
   draw(true);
 }
@@ -178,7 +192,7 @@ function undo() {
   const [number, before] = last;
   decisions.delete(number);
   if (before) decisions.set(number, before);
-  save();
+  saveSoon();
   const place = shown.indexOf(rowOf.get(number));
   if (place >= 0) current = place;
   draw(true);
@@ -248,6 +262,8 @@ function start() {
   $("classes").addEventListener("dblclick", () => $("other").close("ok"));
   $("cards").addEventListener("focusin", (event) => mark(Number(event.target.closest("li").dataset.place)));
   document.addEventListener("keydown", onKey);
+  addEventListener("pagehide", save);
+  document.addEventListener("visibilitychange", save);
   load();
   filter();
 }
