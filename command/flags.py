@@ -119,7 +119,7 @@ def settings_of(given):
     settings |= {name: getattr(recipe, name) for name in settings if hasattr(recipe, name)}
     _check_ranges(settings)
     _check_method(given, settings)
-    _check_together(settings)
+    _check_together(settings, recipe)
     if not settings["output_dir"]:
         parts = ("dataset", "noise", "noise_ratio", "method")
         name = "-".join(str(settings[part]) for part in parts if settings[part] is not None)
@@ -153,7 +153,7 @@ def _check_method(given, settings):
             raise ArgumentError(flag, f"is not for --method {name}, but for {takers}")
 
 
-def _check_together(settings):
+def _check_together(settings, recipe):
     if settings["noise"] == "none" and settings["noise_ratio"] != 0:
         raise ArgumentError(
             "noise_ratio", f"expected 0 with --noise none, received {settings['noise_ratio']}"
@@ -164,7 +164,8 @@ def _check_together(settings):
             f"is for --noise feature_dependent, received with --noise {settings['noise']}",
         )
     method = METHODS[settings["method"] or next(iter(METHODS))]
-    if method.chosen_from > 1 and settings["warmup_epochs"] >= settings["epochs"]:
+    options, epochs, _ = method.from_recipe(recipe)
+    if options.get("warmup_epochs", 0) >= epochs:
         raise ArgumentError(
             "warmup_epochs",
             f"expected fewer than --epochs={settings['epochs']}, received "

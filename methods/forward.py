@@ -40,6 +40,7 @@ class Forward(LossCorrection):
     Robust to Label Noise: a Loss Correction Approach", CVPR 2017.
     """
 
+    chosen_from = 2
     flags = ("warmup_epochs",)
 
     config_names = (*LossCorrection.config_names, "percentile", "as_run")

@@ -37,6 +37,7 @@ class GoldLossCorrection(LossCorrection):
     """
 
     needs_meta = True
+    chosen_from = 2
     flags = ("warmup_epochs",)
 
     def __init__(self, classifier, warmup_epochs, **options):

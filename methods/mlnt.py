@@ -64,6 +64,7 @@ class MLNT(CrossEntropy):
     """
 
     second_order = True
+    chosen_from = 2
     flags = ("as_run",)
 
     config_names = (

@@ -484,7 +484,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         if any(needs_meta):
             with tensorflow_errors.in_one_line():
                 data.look_at_meta()
-        if self.second_order and any(needs_meta):
+        if self.second_order and (any(needs_meta) or not self.needs_meta):
             images = tf.TensorSpec((None, *self.image_shape), self.image_dtype)
             check_second_derivatives(
                 self.classifier, self.num_classes, lambda x: self.logits(x, training=True), images
