@@ -20,6 +20,10 @@ import sys
 __path__ = [os.path.dirname(os.path.abspath(__file__))]  # the folders beside this file belong to it
 sys.modules.setdefault("mln_keras", sys.modules[__name__])  # where it runs as a script, too
 
+from mln_keras.training import before_keras
+
+before_keras.settle(__name__)
+
 import keras
 import numpy as np
 import tensorflow as tf

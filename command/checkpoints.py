@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from mln_keras.command.files import atomic_write, remove, write_csv, write_json
+from mln_keras.command.terminal import say
 from mln_keras.command.versions import VERSION
 
 CHECKPOINT_SECONDS = 30
@@ -205,9 +206,8 @@ class RunRecorder(keras.callbacks.Callback):
         width = max(len(phase.name) for phase in phases) + 2
         phase = f"{phases[row['phase'] - 1].name:<{width}}" if len(phases) > 1 else ""
         meta = f"  meta loss {row['meta_loss']:.4f}" if row.get("meta_loss") is not None else ""
-        print(
+        say(
             f"epoch {row['epoch']:>3}  {phase}loss {row['loss']:.4f}{meta}  accuracy: "
             f"given labels {row['accuracy']:.4f}, meta {row['meta_accuracy']:.4f}, "
-            f"test {row['test_accuracy']:.4f}  {took:.1f} s",
-            flush=True,
+            f"test {row['test_accuracy']:.4f}  {took:.1f} s"
         )

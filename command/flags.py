@@ -112,6 +112,8 @@ def settings_of(given):
         "steps_per_execution": 390 if on_gpu else 1,
     }
     settings = {n: defaults.get(n) if value is None else value for n, value in given.items()}
+    for name in ("data_dir", "noise_probs", "output_dir"):
+        settings[name] = settings[name] and os.path.expanduser(settings[name])
     checks.one_of("dataset", settings["dataset"], RECIPES)
     if given["method"] is not None:
         checks.one_of("method", given["method"], METHODS)

@@ -76,6 +76,8 @@ def _read_run(directory):
         for file in (weights, best_weights(directory, state["best_epoch"])):
             h5py.File(file).close()
         return None, dict(state["flags"]), state.get("version", "0.1")
+    except PermissionError as error:
+        raise _unreadable(directory, error) from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise _refused(
@@ -93,14 +95,21 @@ def _is_leftover(path):
 
 def check_holds_only(directory, is_own):
     """Refuses, with a ValueError, a directory with an entry for which `is_own(path)` is False."""
-    if os.path.isdir(directory) and not all(map(is_own, pathlib.Path(directory).iterdir())):
-        raise _refused(
-            f"{directory} is not empty and holds no run of this program; name another directory"
-        )
+    try:
+        if not os.path.isdir(directory) or all(map(is_own, pathlib.Path(directory).iterdir())):
+            return
+    except OSError as error:
+        raise _unreadable(directory, error) from None
+    raise _refused(
+        f"{directory} is not empty and holds no run of this program; name another directory"
+    )
 
 
 def _check_writable(directory):
-    existing = next(p for p in (directory, *directory.absolute().parents) if os.path.exists(p))
+    existing = next(p for p in (directory, *directory.absolute().parents) if os.path.lexists(p))
+    if not os.path.exists(existing):
+        target = os.readlink(existing)
+        raise _refused(f"cannot make {directory}, {existing} is a link to {target}, not there")
     if not existing.is_dir():
         raise _refused(f"cannot write to {directory}, {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -132,6 +141,10 @@ def claim_directory(directory):
         except (ImportError, OSError):
             pass
         yield
+
+
+def _unreadable(directory, error):
+    return _refused(f"cannot read {error.filename or directory} ({error.strerror})")
 
 
 def _refused(text):

@@ -13,12 +13,14 @@ import tensorflow as tf
 import mln_keras
 from mln_keras.command import checkpoints, output_dir, plots, results
 from mln_keras.command.flags import read_flags, settings_of
+from mln_keras.command.terminal import StdoutError, complain, discard_stdout, say
 from mln_keras.command.versions import versions
 from mln_keras.command.xla import configure_xla
 from mln_keras.data import LOADERS, checks, corruption, inputs
 from mln_keras.data.checks import ArgumentError
 from mln_keras.data.source import make_splits
 from mln_keras.methods import METHODS
+from mln_keras.training import before_keras
 
 EVALUATION_BATCH = 1000
 
@@ -30,31 +32,38 @@ def main(argv=None):
         argv: the program's name and its flags; `sys.argv` unless given.
 
     Returns:
-        The exit status: 2 for bad input, 1 for a loss that is not finite or files that cannot be
-        written, 130 for Ctrl-C.
+        The exit status: 2 for bad input, 1 for a loss that is not finite and for what cannot be
+        written, 130 for Ctrl-C, 141 where nobody reads standard output any more.
     """
     try:
+        before_keras.imports_are_done()
         given = read_flags(sys.argv if argv is None else argv)
         if isinstance(given, str):
-            print(f"{mln_keras.__doc__}\n{given}")
+            say(f"{mln_keras.__doc__}\n{given}")
             return 0
         settings, recipe = settings_of(given)
         with contextlib.ExitStack() as claims:
             runs, finished, splits = prepare(settings, recipe, claims)
             return execute(settings, recipe, runs, finished, splits)
     except ArgumentError as error:
-        _complain(f"{'--' if error.name in given else ''}{error}")
+        complain(f"{'--' if error.name in given else ''}{error}")
         return 2
     except ValueError as error:
-        _complain(error)
+        complain(error)
         return 2
+    except StdoutError as error:
+        complain(f"cannot write to standard output ({error})")
+        return 1
+    except BrokenPipeError:
+        discard_stdout()
+        return 141  # as a program that SIGPIPE ends
     except KeyboardInterrupt:
-        _complain("interrupted; --resume continues this run")
+        complain("interrupted; --resume continues this run")
         return 130
 
 
 def prepare(settings, recipe, claims):
-    """Everything that may refuse the flags, before training.
+    """Everything that may refuse the flags, before training. Sets Keras as `configure_keras`.
 
     Args:
         settings, recipe: as `flags.settings_of` returns them.
@@ -72,12 +81,13 @@ def prepare(settings, recipe, claims):
     finished = find_runs()
     if None not in finished:
         return runs, finished, None
+    configure_keras()
     configure_devices(settings)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         splits = load_splits(settings, recipe)
     for warning in caught:
-        _complain(f"warning: {warning.message}")
+        complain(f"warning: {warning.message}")
     for one in runs:
         claims.enter_context(output_dir.claim_directory(one["output_dir"]))
     return runs, find_runs(), splits  # anew, as another process may have been there
@@ -95,6 +105,16 @@ def demonstration_runs(settings):
         own = (*methods, "curves.png", ".writing-curves.png")
     output_dir.check_holds_only(parent, lambda path: path.name in own)
     return [settings | {"method": m, "output_dir": os.path.join(parent, m)} for m in methods]
+
+
+def configure_keras():
+    """Keras as it is by default, whatever keras.json and the environment's KERAS_... say."""
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_max_epochs(None)
+    keras.config.set_max_steps_per_epoch(None)
 
 
 def configure_devices(settings):
@@ -145,15 +165,15 @@ def execute(settings, recipe, runs, finished, splits):
             if result is None:
                 return 1
         else:
-            print(f"{one['method']}: {one['output_dir']} holds this run, finished")
+            say(f"{one['method']}: {one['output_dir']} holds this run, finished")
         done.append(result)
-    print(f"\n{results.table(done)}")
+    say(f"\n{results.table(done)}")
     if settings["method"] is None:
         curves = os.path.join(settings["output_dir"], "curves.png")
         if None in finished or not os.path.exists(curves):
             directories = [one["output_dir"] for one in runs]
             plots.plot_curves(curves, list(zip(directories, done, strict=True)))
-        print(f"\nThe same by epoch: {curves}")
+        say(f"\nThe same by epoch: {curves}")
     return 0
 
 
@@ -167,12 +187,12 @@ def run_or_say_why_not(settings, recipe, splits):
         kept = "no checkpoint, as no epoch was done"
         if state:
             kept = f"the last good checkpoint, of epoch {state['epoch']}"
-        _complain(f"{error}; {directory} keeps {kept}")
+        complain(f"{error}; {directory} keeps {kept}")
     except BrokenPipeError:
         raise
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
-        _complain(
+        complain(
             f"--output_dir: cannot write to {directory} ({reason}); --resume continues the run"
         )
     return None
@@ -199,8 +219,8 @@ def run(settings, recipe, splits, callbacks=()):
         "test": model.evaluation(splits.test_images, splits.test_labels, EVALUATION_BATCH),
     }
     recorder = checkpoints.RunRecorder(directory, settings, held_out, state)
-    print(f"{settings['method']} on {versions()['device']}: {directory}, from epoch "
-          f"{len(recorder.rows) + 1} to {epochs}", flush=True)  # fmt: skip
+    say(f"{settings['method']} on {versions()['device']}: {directory}, from epoch "
+        f"{len(recorder.rows) + 1} to {epochs}")  # fmt: skip
     callbacks = [keras.callbacks.LearningRateScheduler(learning_rate_at), *callbacks]
     if hasattr(model, "soft_labels"):
         callbacks.append(checkpoints.SoftLabelChange(splits.train_images))
@@ -269,7 +289,3 @@ def build_model(settings, recipe):
         steps_per_execution=settings["steps_per_execution"],
     )
     return model
-
-
-def _complain(text):
-    print(f"mln_keras.py: {text}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import numbers
 
+import keras
 import numpy as np
 
 
@@ -45,6 +46,21 @@ def positive(name, value):
 def one_of(name, value, allowed):
     if value not in allowed:
         raise ArgumentError(name, f"expected one of {', '.join(allowed)}, received {value!r}")
+
+
+def keras_settings():
+    """Refuses settings of Keras, or of its keras.json, that this package does not compute with."""
+    for name, allowed in (
+        ("floatx", ("float32", "float64")),
+        ("image_data_format", ("channels_last",)),
+    ):
+        value = getattr(keras.config, name)()
+        if value not in allowed:
+            raise ArgumentError(
+                f"keras.config.{name}",
+                f"expected {' or '.join(allowed)}, received {value!r}; call "
+                f"keras.config.set_{name}({allowed[0]!r}) before you build the classifier",
+            )
 
 
 def image_dtype(received, expected, name="images"):

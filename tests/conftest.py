@@ -16,10 +16,11 @@ from tensorflow.python.framework.config import disable_op_determinism
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Every test starts from the same seed, policy, float type and choice of kernels."""
+    """Every test starts from the same seed, policy, settings of Keras and choice of kernels."""
     keras.utils.set_random_seed(0)
     yield
     disable_op_determinism()
+    keras.config.set_image_data_format("channels_last")
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
     keras.backend.clear_session(free_memory=False)  # to collect takes a fifth of the time

@@ -1,8 +1,10 @@
 """Flags: what they default to, what they reach, and the one line that a bad one gets."""
 
 import dataclasses
+import io
 import os
 import re
+import sys
 from pathlib import Path
 
 import keras
@@ -51,6 +53,13 @@ def test_help_names_every_flag_and_each_recipes_value(capsys, flag):
     for name in replaced:
         values = [f"{getattr(r, name)} ({d})" for d, r in RECIPES.items()]
         assert f" Default: {', '.join(values)}." in texts[name]
+
+
+def test_help_needs_no_greek_letters(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main("--help") == 0
+    assert rb"\u03b2, of the label head." in written.getvalue()
 
 
 def test_the_settings_are_the_flags():
@@ -163,6 +172,16 @@ def test_the_data_directory_reaches_the_images_and_the_human_labels(monkeypatch)
     )
     splits_of("--dataset", "cifar10", "--noise", "human", "--data_dir", "there", "--meta_size", 300)
     assert found == [("there",), ("there", "worse_label")]
+
+
+def test_a_path_that_begins_with_a_tilde_is_in_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    settings, _ = settings_and_recipe(
+        "--output_dir=~/out", "--data_dir=~/data", "--noise_probs=~/probs.npy",
+        "--noise=feature_dependent",
+    )  # fmt: skip
+    paths = [settings[name] for name in ("output_dir", "data_dir", "noise_probs")]
+    assert paths == ["/home/ada/out", "/home/ada/data", "/home/ada/probs.npy"]
 
 
 # ---- bad flags ----------------------------------------------------------------------------------

@@ -558,6 +558,23 @@ def test_stopping_in_warm_up_ends_the_training(images):
         assert history.epoch == [initial_epoch] and model.phase == 1
 
 
+@pytest.mark.parametrize("patience", [1, 9])
+def test_a_callback_that_restores_warm_up_has_not_stopped_it(images, patience):
+    """With a patience of 1 it stops the training, but in phase 2."""
+    model = compiled(dense_net(), warmup_epochs=1)
+    restore = keras.callbacks.EarlyStopping(
+        "loss", min_delta=1e9, patience=patience, restore_best_weights=True
+    )
+    with pytest.warns(UserWarning) as caught:
+        history = model.fit(
+            images(40), meta_data=images(16, seed=1), epochs=3, batch_size=8, verbose=0,
+            callbacks=[restore],
+        )  # fmt: skip
+    assert history.epoch == list(range(min(3, 1 + patience))) and model.phase == 1
+    said = [str(warning.message) for warning in caught if "fit: " in str(warning.message)]
+    assert said == ["fit: a callback took the model from phase 2 back to warm-up, with its weights"]
+
+
 def test_metrics_are_given_probabilities(images):
     model = compiled(
         dense_net(),

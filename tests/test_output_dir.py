@@ -1,5 +1,6 @@
 """The directory of a run: one that is another's, not empty or locked is refused."""
 
+import errno
 import json
 import os
 import re
@@ -112,6 +113,33 @@ def test_an_output_dir_that_cannot_be_made_is_refused(refused, tmp_path, below):
         assert line.startswith("mln_keras.py: --output_dir: cannot write to ")
         assert line.endswith(f", {file} is a file\n")
     assert file.read_text() == "kept"
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_link_to_nothing_is_refused(refused, tmp_path_factory, below):
+    link = tmp_path_factory.mktemp("links") / "link"
+    link.symlink_to("gone")
+    for flags in (SHORT, (), (*SHORT, "--resume")):
+        line = refused(*flags, output_dir=link / below)
+        assert line.startswith(f"mln_keras.py: --output_dir: cannot make {link / below}")
+        assert line.endswith(f", {link} is a link to gone, not there\n")
+
+
+@pytest.mark.parametrize("flags", [(), SHORT, (*SHORT, "--resume")], ids=["both", "one", "resume"])
+@pytest.mark.parametrize("method", ["iterdir", "exists"])
+def test_a_directory_that_cannot_be_read_is_refused(refused, tmp_path, monkeypatch, method, flags):
+    directory, original = tmp_path / "locked", getattr(Path, method)
+    directory.mkdir()
+
+    def locked(path, **options):
+        if path.is_relative_to(directory):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return original(path, **options)
+
+    monkeypatch.setattr(Path, method, locked)
+    line = refused(*flags, output_dir=directory)
+    assert line.startswith(f"mln_keras.py: --output_dir: cannot read {directory}")
+    assert line.endswith(" (Permission denied)\n")
 
 
 def test_only_one_process_trains_in_a_directory(refused, tmp_path):

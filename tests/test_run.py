@@ -3,6 +3,8 @@
 import ctypes
 import dataclasses
 import errno
+import io
+import json
 import os
 import re
 import shutil
@@ -56,10 +58,16 @@ RESULT_KEYS = [
 def test_in_a_shell_it_computes_the_same_and_writes_to_its_default_directory(
     finished_run, tmp_path
 ):
-    """The other run had a process that may have computed other things before."""
+    """Whatever Keras is set to. The other run had a process that may have computed other things."""
+    settings = {"floatx": "float64", "epsilon": 0.1, "image_data_format": "channels_first",
+                "backend": "torch"}  # fmt: skip
+    (tmp_path / "keras.json").write_text(json.dumps(settings))
+    others = {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "jax", "KERAS_MAX_EPOCHS": "1",
+              "KERAS_MAX_STEPS_PER_EPOCH": "2"}  # fmt: skip
     done = subprocess.run(
-        [sys.executable, mln_keras.__file__, *RUN], cwd=tmp_path, capture_output=True, text=True
-    )
+        [sys.executable, mln_keras.__file__, *RUN], cwd=tmp_path, env=os.environ | others,
+        capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     relative = os.path.join("runs", "digits-class_dependent-0.4-metalabelnet-seed0")
     directory, expected = tmp_path / relative, finished_run.directory
@@ -489,6 +497,43 @@ def test_a_disk_that_has_no_room_for_a_checkpoint_is_seen_before(tmp_path, capsy
     assert main(*SHORT, "--output_dir", tmp_path / "run") == 1
     assert "(No space left on device)" in capsys.readouterr().err
     assert tree(tmp_path / "run") == ["checkpoint"]
+
+
+@pytest.mark.parametrize("line", [" on CPU: ", "epoch   1  ", "test accuracy, %"])
+def test_standard_output_that_is_full_is_not_taken_for_the_directory(
+    tmp_path, capsys, monkeypatch, line
+):
+    class Full(io.StringIO):
+        def write(self, text):
+            if line in text:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    flags = ("--dataset", "digits", "--method", "cross_entropy", "--epochs", 1)
+    assert main(*flags, "--output_dir", tmp_path / "run") == 1
+    full = "cannot write to standard output (No space left on device)"
+    assert capsys.readouterr().err == f"mln_keras.py: {full}\n"
+
+
+@pytest.mark.parametrize(
+    ("is_closed", "status", "message"),
+    [(True, 141, ""),
+     (False, 1, "mln_keras.py: cannot write to standard output (No space left on device)\n")],
+)  # fmt: skip
+def test_standard_output_that_takes_nothing_ends_the_program(
+    capsys, monkeypatch, is_closed, status, message
+):
+    if is_closed:
+        read, write = os.pipe()
+        os.close(read)
+    else:
+        write = os.open("/dev/full", os.O_WRONLY)
+    with open(write, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main("--help") == status
+        stdout.flush()  # as Python does at its end
+    assert capsys.readouterr().err == message
 
 
 def test_a_closed_pipe_is_no_full_disk(tmp_path, capsys, monkeypatch):

@@ -52,8 +52,9 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         data_in_fit: `data.inputs.TrainingData` of the `fit` that runs, else None.
 
     Raises:
-        ArgumentError: for a classifier without logits of shape (N, C) or in float16, and for an
-            argument outside its range.
+        ArgumentError: for a classifier without logits of shape (N, C) or in float16, for an
+            argument outside its range, and where Keras' floatx is neither float32 nor float64 or
+            its image_data_format not channels_last.
     """
 
     config_names = ("weight_decay", "shuffle_meta", "seed")
@@ -66,6 +67,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
     def __init__(
         self, classifier, augmentation=None, weight_decay=1e-4, shuffle_meta=True, seed=0, **kwargs
     ):
+        checks.keras_settings()
         super().__init__(**({"dtype": keras.config.floatx()} | kwargs))
         checks.integer("seed", seed, 0)
         checks.at_least("weight_decay", weight_decay, 0)
@@ -357,8 +359,9 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             FloatingPointError: where the loss is not finite, with epoch and step.
 
         Warns:
-            UserWarning: naming the classes of which a meta set of arrays holds no sample, and where
-                a callback stopped the training before a later phase.
+            UserWarning: naming the classes of which a meta set of arrays holds no sample, where a
+                callback stopped the training before a later phase, and where one took the model
+                back to an earlier phase.
         """
         refuse(unsupported)
         self._check_ready()
@@ -404,22 +407,28 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         self.stop_training = False
         callbacks.begin()  # here BackupAndRestore restores, the phase too
         initial_epoch = self.take_restored_epoch() or initial_epoch
+        reached = self._phase_now()
         try:
             for number, epochs_of in phases.plan(
                 self.phases(), self._phase_now(), initial_epoch, epochs
             ):
                 while self._phase_now() < number:
                     self.begin_phase(self._phase_now() + 1)
+                reached = number
                 fit_phase(make(number, epochs_of), epochs_of)
                 if self.stop_training:
                     break
         finally:
             self.held, self.data_in_fit, self.train_function = (None,), None, None
             self._functions.free_held()
-        callbacks.finish()
-        left_out = [phase for phase in self.phases()[self._phase_now() :] if phase.start < epochs]
-        if left_out:
+        callbacks.finish()  # here EarlyStopping restores, the phase too
+        left_out = [phase for phase in self.phases()[reached:] if phase.start < epochs]
+        if self.stop_training and left_out:
             text = f"fit: a callback stopped the training before {left_out[0].name} began"
+            warnings.warn(text, UserWarning, stacklevel=3)
+        if self._phase_now() < reached:
+            before, after = (self.phases()[n - 1].name for n in (reached, self._phase_now()))
+            text = f"fit: a callback took the model from {before} back to {after}, with its weights"
             warnings.warn(text, UserWarning, stacklevel=3)
 
     def _warn_of_lost_epochs(self, initial_epoch):
