@@ -22,7 +22,7 @@ import matplotlib.figure
 import numpy as np
 import table1
 
-from mln_keras.command import files, plots, run
+from mln_keras.command import files, run
 from mln_keras.command.flags import read_flags, settings_of
 from mln_keras.command.recipes import RECIPES
 
@@ -105,7 +105,7 @@ def draw(path, lines, xlabel, ylabel):
     for line in lines:
         axes = every[panels.index(line.panel)]
         axes.set(xlabel=xlabel, title=line.panel)
-        color = plots.COLORS.get(line.name, f"C{names.index(line.name)}")
+        color = f"C{names.index(line.name)}"
         mark = "o-" if len(line.x) < 10 else "-"
         (labels[line.name],) = axes.plot(line.x, line.mean, mark, color=color, markersize=4)
         axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.25, linewidth=0)

@@ -33,6 +33,7 @@ def recorder_of(directory, meta, state=None, metrics=(), epochs=1):
         training_state=lambda: [number],
         save_weights=lambda path: path.write_text(str(int(number))),
         loop_length=6,
+        chosen_from=1,
     )
     held_out = {"meta": lambda: next(meta), "test": lambda: (1.0, 0.5)}
     recorder = checkpoints.RunRecorder(directory, {"method": "any"}, held_out, state)

@@ -22,9 +22,10 @@ from mln_keras.methods import METHODS, CrossEntropy
 
 FLAGS = [
     "dataset", "data_dir", "noise", "noise_ratio", "noise_probs", "meta_size", "unlabeled_size",
+    "corrections",
     "method", "epochs", "warmup_epochs", "batch_size", "learning_rate", "meta_learning_rate",
-    "inner_learning_rate", "vertical_flip", "seed", "output_dir", "resume", "mixed_precision",
-    "jit_compile", "steps_per_execution",
+    "inner_learning_rate", "as_run", "clean_weight", "fine_tune_epochs", "vertical_flip", "seed",
+    "output_dir", "resume", "mixed_precision", "jit_compile", "steps_per_execution",
 ]  # fmt: skip
 
 
@@ -115,7 +116,8 @@ def test_flags_reach_the_model():
     assert float(model.meta_optimizer.learning_rate) == 0.25
     assert model.jit_compile is True and model.steps_per_execution == 9
     assert model.classifier.layers[-1].compute_dtype == "bfloat16"
-    model = build(*flags, "--method", "cross_entropy")
+    of_all = ("--dataset", "digits", "--seed", "3", "--learning_rate", "0.5")
+    model = build(*of_all, "--method", "cross_entropy")
     assert type(model) is CrossEntropy and model.seed == 3
     assert float(model.optimizer.learning_rate) == 0.5 and model.meta_optimizer is None
     assert model.classifier.layers[-1].compute_dtype == "float32"

@@ -35,7 +35,7 @@ def assert_begins(line, directory):
 @pytest.mark.parametrize(
     "change",
     [["--seed", "1"], ["--noise_ratio", "0.2"], ["--epochs", "7"], ["--learning_rate", "0.02"],
-     ["--method", "cross_entropy"], ["--unlabeled_size", "199"], ["--mixed_precision"]],
+     ["--method", "mslg"], ["--unlabeled_size", "199"], ["--mixed_precision"]],
 )  # fmt: skip
 def test_another_runs_directory_is_refused(refused, held, change, resume):
     line = refused(*RUN, *change, *resume, output_dir=held)
