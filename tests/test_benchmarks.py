@@ -21,7 +21,7 @@ import input_pipeline
 import step_time
 import table1
 
-NO_PAPER_ROW = {"fine_tune", "meta_only", "gold_loss_correction"}
+NO_PAPER_ROW = {"fine_tune", "meta_only", "gold_loss_correction", "metalabelnet_clean"}
 FAKE = """
 import json, os, pathlib, sys
 accuracy, directory = sys.argv[1], pathlib.Path(sys.argv[-1].removeprefix("--output_dir="))

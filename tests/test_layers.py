@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from mln_keras import layers
+from mln_keras.layers import convolution
 
 
 def softmax(z):
@@ -121,6 +122,28 @@ def test_of_equal_maxima_the_first_takes_the_gradient():
     np.testing.assert_array_equal(tape.gradient(y, x)[..., 0], expected)
 
 
+def assert_is_a_convolution(kernel_size, dtype, channels, options):
+    """The results and the gradients of an AlignedConv2D are those of Keras' layer."""
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.normal(size=(2, 6, 7, channels)), tf.float32)
+    options = {"padding": "same", "bias_initializer": "ones", "dtype": dtype} | options
+    ours = layers.AlignedConv2D(13, kernel_size, **options)
+    plain = keras.layers.Conv2D(13, kernel_size, **options)
+    ours.build(images.shape)
+    plain.build(images.shape)
+    ours.set_weights(plain.get_weights())
+    gradients = []
+    for layer in (ours, plain):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            result = tf.cast(layer(images), tf.float32)
+            loss = tf.reduce_sum(result**2)
+        gradients.append([result, *tape.gradient(loss, [images, *layer.weights])])
+    for mine, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=2e-5 if dtype == "float32" else 2e-2,
+                                   atol=1e-4 if dtype == "float32" else 0.3)
+
+
 @pytest.mark.parametrize("dtype, channels, options", [
     ("float32", 3, {}),
     ("mixed_bfloat16", 3, {}),
@@ -128,22 +151,29 @@ def test_of_equal_maxima_the_first_takes_the_gradient():
     ("float32", 26, {"groups": 13}),
 ])  # fmt: skip
 def test_aligned_convolution_is_a_convolution(dtype, channels, options):
-    rng = np.random.default_rng(0)
-    images = tf.constant(rng.normal(size=(2, 6, 6, channels)), tf.float32)
-    options = {"padding": "same", "bias_initializer": "ones", "dtype": dtype} | options
-    ours, plain = layers.AlignedConv2D(13, 3, **options), keras.layers.Conv2D(13, 3, **options)
-    ours.build(images.shape)
-    plain.build(images.shape)
-    ours.set_weights(plain.get_weights())
-    gradients = []
-    for layer in (ours, plain):
-        with tf.GradientTape() as tape:
-            result = tf.cast(layer(images), tf.float32)
-            loss = tf.reduce_sum(result**2)
-        gradients.append([result, *tape.gradient(loss, layer.weights)])
-    for mine, expected in zip(*gradients, strict=True):
-        np.testing.assert_allclose(mine, expected, rtol=2e-5 if dtype == "float32" else 2e-2,
-                                   atol=1e-4 if dtype == "float32" else 0.3)
+    assert_is_a_convolution(3, dtype, channels, options)
+
+
+@pytest.mark.parametrize("kernel_size, dtype, channels, options, is_product", [
+    (3, "float32", 3, {}, True),
+    (3, "mixed_bfloat16", 3, {}, True),
+    ((1, 5), "float32", 6, {}, True),
+    (3, "float32", 4, {}, False),  # 36 numbers
+    ((2, 3), "float32", 3, {}, False),
+    (3, "float32", 3, {"padding": "valid"}, False),
+    (3, "float32", 3, {"strides": 2}, False),
+    (3, "float32", 3, {"dilation_rate": 2}, False),
+])  # fmt: skip
+def test_on_a_gpu_a_small_kernel_is_a_product_with_patches(
+    kernel_size, dtype, channels, options, is_product, monkeypatch
+):
+    calls, product = [], convolution.patch_convolution
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    monkeypatch.setattr(
+        convolution, "patch_convolution", lambda *args: calls.append(args) or product(*args)
+    )
+    assert_is_a_convolution(kernel_size, dtype, channels, options)
+    assert len(calls) == is_product
 
 
 def test_cnn8_is_the_paper_s():

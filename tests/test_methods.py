@@ -1,4 +1,4 @@
-"""What every method must do: learn, with Keras' callbacks, in each way to run; resume; be served."""
+"""What every method must do: learn, run in each of Keras' ways, resume, be saved and served."""
 
 import csv
 import types
@@ -11,16 +11,40 @@ from keras import layers
 
 from mln_keras.data.checks import ArgumentError
 from mln_keras.layers import RandomFlipCrop
-from mln_keras.methods import METHODS
+from mln_keras.methods import METHODS, CrossEntropy
 
-# What a constructor needs besides the classifier. Phases change in the middle of four epochs.
-ARGUMENTS = {"metalabelnet": {"warmup_epochs": 2}}
+# What a constructor needs besides the classifier. Phases begin within the first three epochs.
+ARGUMENTS = {
+    "metalabelnet": {"warmup_epochs": 2},
+    "co_teaching": {"noise_rate": 0.3, "ramp_epochs": 3},
+    "fine_tune": {"warmup_epochs": 2},
+    "forward": {"warmup_epochs": 2},
+    "gold_loss_correction": {"warmup_epochs": 2},
+    "joint_optimization": {"label_epoch": 1, "first_epochs": 2, "averaged_epochs": 2},
+    "metalabelnet_clean": {"warmup_epochs": 1, "fine_tune_from": 2},
+    "mlnt": {"mentor_epochs": 1, "delay_epochs": 1, "label_sets": 2, "ramp_up_steps": 3},
+    "mslg": {"warmup_epochs": 2, "label_learning_rate": 100.0},
+    "pencil": {"stage_2_epoch": 1, "stage_3_epoch": 2},
+}
 EPOCHS = 4
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def method(request):
     return request.param
+
+
+ALWAYS_BY_XLA = ("metalabelnet", "cross_entropy")
+# It takes long: other methods are compiled only where tests marked slow are run.
+by_xla = pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in ALWAYS_BY_XLA else pytest.mark.slow)
+        for name in METHODS
+    ],
+    indirect=True,
+    scope="module",
+)
 
 
 def network(dropout):
@@ -33,13 +57,13 @@ def network(dropout):
             layers.MaxPooling2D(2),
             layers.Flatten(),
             layers.Dense(64, activation="relu"),
-            layers.Dropout(dropout),
+            layers.Dropout(dropout, seed=1),  # not from the seeds that kernels start with
             layers.Dense(4),
         ]
     )
 
 
-def compiled(method, dropout=0.1, padding=1, **options):
+def build(method, dropout=0.1, padding=1, **options):
     """A new model of the method, always with the same weights."""
     keras.utils.set_random_seed(0)
     crop = RandomFlipCrop(padding, horizontal_flip=False, vertical_flip=False)
@@ -68,7 +92,7 @@ def values(variables):
 
 
 class Watch(keras.callbacks.Callback):
-    """Keeps the phase of each epoch, and the classifier's weights before the first and after all."""
+    """Keeps each epoch's phase, and the classifier's weights before the first and after each."""
 
     def on_train_begin(self, logs=None):
         self.phases, self.weights = [], [values(self.model.classifier.trainable_variables)]
@@ -88,7 +112,7 @@ def training(method, images, tmp_path_factory):
     folder = tmp_path_factory.mktemp(method)
     x, y = images(320)
     wrong = np.random.default_rng(0).random(320) < 0.3
-    model, watch = compiled(method), Watch()
+    model, watch = build(method), Watch()
     history = model.fit(
         (x, np.where(wrong, (y + 1) % 4, y)),
         meta_data=images(64, seed=1) if needs_meta(model) else None,
@@ -100,7 +124,9 @@ def training(method, images, tmp_path_factory):
             keras.callbacks.ModelCheckpoint(
                 folder / "best.keras", save_best_only=True, monitor="val_accuracy", mode="max"
             ),
-            keras.callbacks.EarlyStopping("val_loss", min_delta=100, patience=2, start_from_epoch=5),
+            keras.callbacks.EarlyStopping(
+                "val_loss", min_delta=100, patience=2, start_from_epoch=5
+            ),
             keras.callbacks.LearningRateScheduler(rate),
             keras.callbacks.TensorBoard(folder / "logs"),
             keras.callbacks.CSVLogger(folder / "log.csv"),
@@ -169,56 +195,77 @@ def test_the_exported_model_serves_what_it_predicts(training, images, tmp_path):
 # ---- ways to run --------------------------------------------------------------------------------
 
 
+def trained(model, images):
+    """Trains a model; it, its predictions, the history and all that training changes."""
+    history = fit(model, images)
+    return types.SimpleNamespace(
+        model=model,
+        predicted=model.predict(images(40)[0], verbose=0),
+        history=history,
+        state=values(model.training_state()),
+    )
+
+
 @pytest.fixture(scope="module")
 def single_steps(method, images):
-    """What a training by TensorFlow, step by step, comes to.
+    """A training by TensorFlow, step by step. What it draws at random decides nothing.
 
-    XLA draws other random numbers: they are drawn here, but decide nothing.
+    XLA draws other numbers, and a training that starts over goes on drawing.
     """
-    return trained(compiled(method, dropout=1e-9, padding=0), images)
+    return trained(build(method, dropout=1e-9, padding=0), images)
 
 
-def trained(model, images):
-    """Predictions, the history's columns, and all that training changes, random states too."""
-    history = fit(model, images)
-    states = model.training_state() + model.classifier.variables + model.augmentation.variables
-    return model.predict(images(40)[0], verbose=0), history, values(states)
-
-
+@by_xla
 def test_steps_in_one_program_by_xla_are_single_steps(method, images, single_steps):
-    model = compiled(method, dropout=1e-9, padding=0, jit_compile=True, steps_per_execution=5)
+    model = build(method, dropout=1e-9, padding=0, jit_compile=True, steps_per_execution=5)
     found = trained(model, images)
     assert model.loop_length > 1
-    for name, column in single_steps[1].items():
-        np.testing.assert_allclose(found[1][name], column, rtol=2e-3, err_msg=name)
-    for of_loop, expected in zip(found[2], single_steps[2], strict=True):
+    for name, column in single_steps.history.items():
+        np.testing.assert_allclose(found.history[name], column, rtol=2e-3, err_msg=name)
+    for of_loop, expected in zip(found.state, single_steps.state, strict=True):
         np.testing.assert_allclose(of_loop, expected, rtol=2e-3, atol=2e-3)
 
 
+@by_xla
 def test_mixed_bfloat16_by_xla_is_close_to_float32(method, images, single_steps):
     """Max pooling included, of which XLA has no second derivative in bfloat16."""
     keras.config.set_dtype_policy("mixed_bfloat16")
-    model = compiled(method, dropout=0, padding=0, jit_compile=True)
-    predicted, history, _ = trained(model, images)
-    assert {layer.compute_dtype for layer in model.classifier.layers} == {"bfloat16"}
-    assert {weight.dtype for weight in model.classifier.weights} == {"float32"}
-    assert predicted.dtype == np.float32
-    np.testing.assert_allclose(predicted, single_steps[0], atol=0.1)
-    np.testing.assert_allclose(history["loss"], single_steps[1]["loss"], atol=0.05)
+    found = trained(build(method, dropout=0, padding=0, jit_compile=True), images)
+    classifier = found.model.classifier
+    assert {layer.compute_dtype for layer in classifier.layers} == {"bfloat16"}
+    assert {weight.dtype for weight in classifier.weights} == {"float32"}
+    assert found.predicted.dtype == np.float32
+    np.testing.assert_allclose(found.predicted, single_steps.predicted, atol=0.1)
+    np.testing.assert_allclose(found.history["loss"], single_steps.history["loss"], atol=0.05)
+
+
+def test_a_training_that_starts_over_repeats_itself(images, single_steps):
+    model = single_steps.model
+    model.start_over()
+    again = trained(model, images)
+    assert again.history.keys() == single_steps.history.keys()
+    for name, column in again.history.items():
+        np.testing.assert_array_equal(column, single_steps.history[name], err_msg=name)
+    for variable, found, expected in zip(model.training_state(), again.state, single_steps.state):
+        if variable.dtype != "uint32":  # a random state
+            np.testing.assert_array_equal(found, expected, err_msg=variable.path)
 
 
 def test_resuming_is_as_if_it_had_not_stopped(method, images, tmp_path):
-    """Where a phase begins, and in it; dropout, batch norm, augmentation and momentum included."""
-    unbroken = compiled(method)
+    """Dropout, batch norm, augmentation and momentum are in it.
+
+    It stops where the last phase begins and in that phase, or in the middle of the only one.
+    """
+    unbroken = build(method)
     history = fit(unbroken, images)
-    starts = {phase.start for phase in unbroken.phases() if phase.start} or {EPOCHS // 2 - 1}
-    stops = sorted(starts | {start + 1 for start in starts})
-    first = compiled(method)
+    start = unbroken.phases()[-1].start
+    stops = [start, start + 1] if start else [EPOCHS // 2]
+    first = build(method)
     checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
     backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
     fit(first, images, stops[-1], callbacks=[checkpoint, backup])
 
-    ways = [(stops[-1], compiled(method), {"callbacks": [backup]})]
+    ways = [(stops[-1], build(method), {"callbacks": [backup]})]
     keras.utils.set_random_seed(99)
     for epoch in stops:
         loaded = keras.models.load_model(tmp_path / f"{epoch}.keras")
@@ -242,8 +289,9 @@ def refused(name, call, *arguments, **keywords):
 
 
 def test_wrong_use_is_one_line_before_training(method, images):
-    model, (x, y) = compiled(method), images(40)
+    model, (x, y) = build(method), images(40)
     before = values(model.training_state())
+    assert type(model).needs_meta == needs_meta(model)
     meta = {"meta_data": images(16, seed=1)} if needs_meta(model) else {}
     options = {"epochs": EPOCHS, "batch_size": 8, "verbose": 0}
     useless_or_missing = {} if meta else {"meta_data": (x, y)}
@@ -260,4 +308,37 @@ def test_wrong_use_is_one_line_before_training(method, images):
     refused("optimizer", model.compile, scaled)
     refused("optimizer", model.compile, keras.optimizers.LossScaleOptimizer(optimizer))
     refused("meta_optimizer", model.compile, optimizer, scaled)
-    refused("weight_decay", METHODS[method], network(0), weight_decay=-1, **ARGUMENTS.get(method, {}))
+    options = ARGUMENTS.get(method, {})
+    refused("weight_decay", METHODS[method], network(0), weight_decay=-1, **options)
+    refused("classifier", METHODS[method], layers.Dense(4), **options)
+
+
+# ---- cross-entropy ------------------------------------------------------------------------------
+
+
+def test_cross_entropy_is_the_warm_up_of_metalabelnet(images):
+    ends = []
+    for method in ("metalabelnet", "cross_entropy"):
+        model = build(method)
+        fit(model, images, epochs=2)
+        ends.append(values(model.classifier.weights + model.optimizer.variables))
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_loss_is_a_subclass_of_cross_entropy(images):
+    """Of samples with a label."""
+
+    class Margin(CrossEntropy):
+        def sample_losses(self, labels, logits):
+            assert labels.shape == (8,) and labels.dtype == "int32"
+            return tf.cast(labels + 1, logits.dtype) * tf.reduce_mean(logits, -1) ** 2
+
+    (x, y), net = images(16), network(0)
+    model = Margin(net, weight_decay=0)
+    model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    y = np.where(np.arange(16) < 8, y, -1)
+    history = model.fit((x, y), epochs=1, batch_size=8, verbose=0).history
+    logits = net(x[:8].astype("float32"), training=True)
+    expected = np.mean((y[:8] + 1) * np.mean(logits, -1) ** 2)
+    assert history["loss"] == pytest.approx([expected], rel=1e-4)

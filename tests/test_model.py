@@ -1,5 +1,7 @@
 """MetaLabelNet as a Keras model: what it accepts, how it runs, what it never looks at."""
 
+import dataclasses
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,9 @@ from mln_keras import MetaLabelNet
 from mln_keras import layers as mln_layers
 from mln_keras.data import batches, checks
 from mln_keras.data.checks import ArgumentError
+from mln_keras.methods import CrossEntropy
+from mln_keras.training.classifier import max_pooling_in_float32
+from mln_keras.training.phases import Phase, plan
 
 
 def dense_net(num_classes=4, extra=()):
@@ -287,10 +292,12 @@ def test_metrics_of_phase_2_are_those_of_the_soft_labels(images):
 
 def test_a_model_in_phase_2_needs_no_labels_for_the_warm_up_it_leaves_out(images):
     model, (x, _) = fitted(dense_net(), images), images(40)
-    history = model.fit(
-        (x, np.full(40, -1)), meta_data=images(16, seed=1), epochs=3, batch_size=8, verbose=0
-    )
-    assert history.epoch == [1, 2]
+    message = "^fit: this model is in phase 2, so the 1 epochs before it are left out"
+    with pytest.warns(UserWarning, match=message) as caught:
+        history = model.fit(
+            (x, np.full(40, -1)), meta_data=images(16, seed=1), epochs=3, batch_size=8, verbose=0
+        )
+    assert history.epoch == [1, 2] and caught[0].filename == __file__
 
 
 def test_the_label_head_is_in_training_mode_in_both_passes(images):
@@ -379,14 +386,12 @@ def test_images_held_on_the_gpu_are_the_same_images(images, monkeypatch):
     monkeypatch.setattr(
         tf, "gather", lambda rows, *more: gathered.append(rows.shape) or gather(rows, *more)
     )
-    for steps_per_execution in (1, 6):
-        gathered.clear()
-        weights_of_held, by_epoch_of_held = trained(steps_per_execution)
-        assert {(48, 8, 8, 1), (20, 8, 8, 1)} <= set(map(tuple, gathered))
-        for a, b in zip(weights, weights_of_held, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-        for name, values_by_epoch in by_epoch.items():
-            np.testing.assert_allclose(values_by_epoch, by_epoch_of_held[name], rtol=1e-4)
+    weights_of_held, by_epoch_of_held = trained(6)
+    assert {(48, 8, 8, 1), (20, 8, 8, 1)} <= set(map(tuple, gathered))
+    for a, b in zip(weights, weights_of_held, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for name, values_by_epoch in by_epoch.items():
+        np.testing.assert_allclose(values_by_epoch, by_epoch_of_held[name], rtol=1e-4)
 
 
 DISTRIBUTE = """
@@ -454,10 +459,10 @@ def test_evaluation_is_whole_where_the_steps_of_a_call_change(images):
     """10 steps of warm-up are 2 a call, then 12 are 4, and then 6 are 3; Keras traces once."""
     x, y = images(32, seed=3)
     model = compiled(dense_net(), compile_options={"jit_compile": False, "steps_per_execution": 4})
-    for batch_size in (4, 8):
+    for initial_epoch, batch_size in ((0, 4), (1, 8)):
         history = model.fit(
             images(40), meta_data=images(16, seed=1), unlabeled_data=images(8, seed=2)[0],
-            batch_size=batch_size, epochs=3, validation_data=(x, y),
+            batch_size=batch_size, initial_epoch=initial_epoch, epochs=3, validation_data=(x, y),
             validation_batch_size=4, verbose=0,
         ).history  # fmt: skip
         whole = model.evaluate(x, y, batch_size=32, verbose=0, return_dict=True)
@@ -498,6 +503,23 @@ def test_samples_without_a_label_are_left_out_of_evaluation(images):
     with_one_more = np.append(x, x[:1], axis=0), np.append(y, -1)
     found = model.evaluate(*with_one_more, batch_size=12, verbose=0, return_dict=True)
     assert found == pytest.approx(labeled, rel=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class WithDropoutHead(MetaLabelNet):
+    def build_label_head(self, num_features):
+        head = super().build_label_head(num_features)
+        return keras.Sequential([keras.Input((num_features,)), layers.Dropout(0.5), head])
+
+
+def test_the_random_states_of_a_label_head_are_saved(images, tmp_path):
+    model = fitted(dense_net(), images, model=WithDropoutHead)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    features = np.ones((4, 16), "float32")
+    drawn = [m.label_head(features, training=True) for m in (model, loaded)]
+    np.testing.assert_array_equal(*drawn)
+    assert (drawn[0] != model.label_head(features, training=False)).numpy().any()
 
 
 class Half(layers.Layer):
@@ -550,12 +572,13 @@ class Stop(keras.callbacks.Callback):
 def test_stopping_in_warm_up_ends_the_training(images):
     model = compiled(dense_net(), warmup_epochs=2)
     for initial_epoch in (0, 1):  # the second one stops on the switch
-        with pytest.warns(UserWarning, match="fit: a callback stopped .* before phase 2"):
+        with pytest.warns(UserWarning, match="^fit: a callback .* before phase 2 beg") as caught:
             history = model.fit(
                 images(40), meta_data=images(16, seed=1), initial_epoch=initial_epoch, epochs=4,
                 batch_size=8, verbose=0, callbacks=[Stop()],
             )  # fmt: skip
         assert history.epoch == [initial_epoch] and model.phase == 1
+        assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("patience", [1, 9])
@@ -716,11 +739,54 @@ def test_images_are_not_held_where_memory_is_full(images, monkeypatch):
     assert held is None and same is x
 
 
-def test_max_pooling_of_a_nested_classifier_is_differentiated_twice_in_bfloat16(images):
+@keras.saving.register_keras_serializable("tests")
+class WatchedPooling(layers.MaxPooling2D):
+    seen = set()
+
+    def call(self, images):
+        self.seen.add((self.compute_dtype, images.dtype.name))
+        return super().call(images)
+
+
+def test_max_pooling_is_in_float32_in_training_steps_only(images, tmp_path):
+    """Also of a nested classifier; XLA differentiates it twice then."""
+
+    def policies(model):
+        return [layer.dtype_policy.name for layer in model.classifier._flatten_layers()]
+
+    def seen():
+        found = set(WatchedPooling.seen)
+        WatchedPooling.seen.clear()
+        return found
+
     keras.config.set_dtype_policy("mixed_bfloat16")
-    net = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(1.0), conv_net()])
-    model = fitted(net, images, compile_options={"jit_compile": True})
-    assert model.meta_optimizer.iterations.numpy() == 5
+    net = [layers.Conv2D(4, 3), WatchedPooling(2), layers.Flatten(), layers.Dense(4)]
+    nested = keras.Sequential([keras.Input((8, 8, 1)), *net])
+    net = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(1 / 255), nested])
+    seen()
+    model = compiled(net, warmup_epochs=0, compile_options={"jit_compile": True})
+    assert seen() <= {("bfloat16", "bfloat16")}
+    history = model.fit(
+        images(16), meta_data=images(8, seed=1), batch_size=8, epochs=1, verbose=0,
+        callbacks=[keras.callbacks.ModelCheckpoint(tmp_path / "model.keras")],
+    ).history  # fmt: skip
+    assert ("float32", "float32") in seen() and np.isfinite(history["meta_loss"][0])
+    loaded, x = keras.models.load_model(tmp_path / "model.keras"), images(8)[0]
+    for one in (model, loaded):
+        assert set(policies(one)) == {"mixed_bfloat16"}
+        seen()
+        one.predict(x, verbose=0)
+        assert seen() == {("bfloat16", "bfloat16")}
+
+
+def test_max_pooling_is_as_it_was_after_an_error():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    net = conv_net()
+    pooling = net.layers[2]
+    with pytest.raises(RuntimeError), max_pooling_in_float32(net):
+        assert pooling.compute_dtype == "float32"
+        raise RuntimeError
+    assert pooling.dtype_policy.name == "mixed_bfloat16"
 
 
 def test_of_data_without_end_the_given_steps_are_taken(images):
@@ -763,6 +829,122 @@ def test_a_prediction_is_whole_where_a_call_first_was_one_step(images):
     for count in (40, 32):
         model.fit(images(count), batch_size=8, epochs=1, verbose=0)
         assert len(model.predict(x, batch_size=4, verbose=0)) == 32
+
+
+# ---- phases -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "nadam"])
+def test_a_training_that_starts_over_repeats_itself(images, optimizer):
+    """Whatever an optimizer's state begins with."""
+    model = MetaLabelNet(conv_net([layers.BatchNormalization()]), 1)
+    model.compile(optimizer, optimizer, jit_compile=False)
+    data = {"x": images(40), "meta_data": images(16, seed=1), "batch_size": 8, "verbose": 0}
+    first = model.fit(**data, epochs=3).history
+    end = values(model.weights)
+    model.start_over()
+    assert model.phase == 1
+    for name, column in model.fit(**data, epochs=3).history.items():
+        np.testing.assert_array_equal(column, first[name])
+    assert_same(values(model.weights), end)
+
+
+def test_a_loaded_model_cannot_start_over(images, tmp_path):
+    model = fitted(dense_net(), images)
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(ArgumentError, match="^start_over: a loaded model has no first weights"):
+        keras.models.load_model(tmp_path / "model.keras").start_over()
+
+
+def test_gradients_that_wait_are_not_taken_into_the_next_phase(images):
+    """Phase 2 does not see the labels; of three gradients that make a step two are left over."""
+    x, y = images(40)
+    ends = []
+    for labels in (y, (y + 1) % 4):
+        keras.utils.set_random_seed(0)
+        model = MetaLabelNet(dense_net(), 1)
+        model.compile(keras.optimizers.SGD(0.0, gradient_accumulation_steps=3), jit_compile=False)
+        model.fit((x, labels), batch_size=8, epochs=1, verbose=0)
+        model.optimizer.learning_rate = 0.1
+        model.fit(
+            (x, labels), meta_data=images(16, seed=1), batch_size=8, initial_epoch=1, epochs=2,
+            verbose=0,
+        )  # fmt: skip
+        ends.append(values(model.classifier.weights))
+    assert_same(*ends)
+
+
+def test_running_means_of_both_optimizers_replace_the_weights(images):
+    """Those with a momentum of 1 stay at what the first step made."""
+    ends = []
+    for options, epochs in (({}, 1), ({"use_ema": True, "ema_momentum": 1.0}, 2)):
+        keras.utils.set_random_seed(0)
+        model = MetaLabelNet(dense_net(), 0)
+        model.compile(
+            keras.optimizers.SGD(0.1, **options), keras.optimizers.SGD(0.1, **options),
+            jit_compile=False,
+        )  # fmt: skip
+        model.fit(images(8), meta_data=images(8, seed=1), batch_size=8, epochs=epochs, verbose=0)
+        ends.append(values(model.classifier.weights + model.label_head.weights))
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+THREE = (Phase("one"), Phase("two", start=2, samples="meta"), Phase("three", start=5))
+
+
+@pytest.mark.parametrize(
+    ("current", "initial_epoch", "epochs", "expected"),
+    [
+        (1, 0, 2, [(1, range(0, 2))]),
+        (1, 1, 9, [(1, range(1, 2)), (2, range(2, 5)), (3, range(5, 9))]),
+        (1, 5, 6, [(3, range(5, 6))]),
+        (2, 0, 4, [(2, range(2, 4))]),
+        (3, 0, 5, []),
+    ],
+)
+def test_which_epochs_are_of_which_phase(current, initial_epoch, epochs, expected):
+    assert plan(THREE, current, initial_epoch, epochs) == expected
+
+
+class InThreePhases(CrossEntropy):
+    """The noisy data, the clean ones, and the noisy ones again."""
+
+    def phases(self):
+        return tuple(
+            dataclasses.replace(phase, start=i, begin=lambda i=i: self.begun.append(i))
+            for i, phase in enumerate(THREE)
+        )
+
+
+@pytest.mark.parametrize("initial_epoch", [0, 2])
+def test_phases_begin_one_after_another_once(images, initial_epoch):
+    """Those that are left out too; 5 steps are an epoch of the noisy data, 2 of the clean ones."""
+    model, data = InThreePhases(dense_net()), {"meta_data": images(16, seed=1), "batch_size": 8}
+    model.begun = []
+    model.compile("sgd", jit_compile=False)
+    model.fit(images(40), **data, initial_epoch=initial_epoch, epochs=3, verbose=0)
+    assert model.begun == [1, 2] and model.phase == 3
+    assert model.optimizer.iterations == (5 if initial_epoch else 5 + 2 + 5)
+    with pytest.raises(ArgumentError, match="^epochs: expected more than 2, as this model is in"):
+        model.fit(images(40), **data, epochs=2, verbose=0)
+    model.fit(images(40), **data, initial_epoch=3, epochs=4, verbose=0)
+    assert model.begun == [1, 2]
+
+
+def test_a_phase_over_the_clean_data_learns_their_labels_only(images):
+    x, y = images(40)
+    ends = []
+    for labels in (y, (y + 1) % 4):
+        keras.utils.set_random_seed(0)
+        model = InThreePhases(dense_net())
+        model.begun = []
+        model.compile("sgd", jit_compile=False)
+        model.fit(
+            (x, labels), meta_data=images(16, seed=1), batch_size=8, initial_epoch=1, epochs=2,
+            verbose=0,
+        )  # fmt: skip
+        ends.append(values(model.classifier.weights))
+    assert_same(*ends)
 
 
 # ---- what it accepts ----------------------------------------------------------------------------
@@ -865,16 +1047,6 @@ def test_resnet50_features():
     assert model.label_head.weights[0].shape == (2048, 5)
 
 
-def softmax_in_subclass():
-    class Probabilities(Subclassed):
-        def call(self, images):
-            return keras.ops.softmax(super().call(images))
-
-    model = Probabilities()
-    model(np.zeros((1, 8, 8, 1), "float32"))
-    return model
-
-
 def two_inputs():
     images, more = keras.Input((8, 8, 1)), keras.Input((3,))
     x = layers.Concatenate()([layers.Flatten()(images), more])
@@ -923,20 +1095,154 @@ def wrap(layer):
     ],
 )  # fmt: skip
 def test_bad_models_are_refused(build, options, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ArgumentError, match=message) as error:
         MetaLabelNet(build(), **({"warmup_epochs": 1} | options))
     assert "\n" not in str(error.value)
+    assert error.value.name in ("classifier", "feature_extractor", *options)
 
 
-def test_a_loss_of_every_sample_is_refused(images):
+@keras.saving.register_keras_serializable("tests")
+class Watched(Subclassed):
+    """Notes the batches that it is called on outside of a graph."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seen = []
+
+    def call(self, images):
+        if tf.executing_eagerly():
+            self.seen.append(np.array(images))
+        return super().call(images)
+
+
+class Probabilities(Watched):
+    def call(self, images):
+        return keras.ops.softmax(super().call(images))
+
+
+def built(classifier):
+    classifier(np.zeros((1, 8, 8, 1), "float32"))
+    classifier.seen.clear()
+    return classifier
+
+
+def test_a_model_is_made_without_computing_anything():
+    net = built(Watched())
+    before = values(net.variables)
+    MetaLabelNet(net, 1, feature_extractor="features")
+    assert not net.seen
+    assert_same(values(net.variables), before)  # the random states of dropout too
+
+
+def test_fit_asks_a_classifier_for_its_logits_of_two_training_images_once(images):
+    net, (x, y) = built(Watched()), images(16)
+    model = compiled(net, warmup_epochs=2, feature_extractor="features")
+    for epoch in range(2):
+        model.fit((x, y), batch_size=8, initial_epoch=epoch, epochs=epoch + 1, verbose=0)
+    assert_same(net.seen, [x[:2]])
+
+
+@pytest.mark.parametrize("make", [lambda pair: pair, batched])
+def test_a_subclass_that_returns_probabilities_is_refused_before_training(images, make):
+    model = compiled(built(Probabilities()), feature_extractor="features")
+    message = r"^classifier: expected a model that returns logits, .*\(its outputs sum to 1\)"
+    with pytest.raises(ArgumentError, match=message) as error:
+        model.fit(make(images(16)), epochs=1, batch_size=8, verbose=0)
+    assert "\n" not in str(error.value)
+    assert model.optimizer.iterations.numpy() == 0 and model.image_dtype is None
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 1])
+def test_a_loss_of_every_sample_is_refused(images, warmup_epochs):
     class Forgetful(MetaLabelNet):
         def classification_loss(self, logits, soft_label_logits):
             return keras.ops.sum(keras.ops.square(logits - soft_label_logits), axis=-1)
 
-    model = Forgetful(dense_net(), warmup_epochs=0)
-    model.compile("sgd")
-    with pytest.raises(ValueError, match=r"classification_loss: expected a scalar.*\(8,\)"):
-        model.fit(*images(16), meta_data=images(16), batch_size=8, verbose=0)
+    model = compiled(dense_net(), warmup_epochs=warmup_epochs, model=Forgetful)
+    with pytest.raises(ArgumentError, match=r"^classification_loss: expected a scalar.*\(8,\)"):
+        model.fit(*images(16), meta_data=images(16), batch_size=8, epochs=2, verbose=0)
+    assert model.optimizer.iterations == 0
+
+
+# ---- what fit tries before it trains -------------------------------------------------------------
+
+
+def test_what_fails_in_phase_2_fails_before_the_warm_up(images):
+    class Failing(MetaLabelNet):
+        def classification_loss(self, logits, soft_label_logits):
+            raise RuntimeError("\x1b[1mout of\x1b[0m\nmemory")
+
+    model = compiled(dense_net(), model=Failing)
+    before = values(model.training_state())
+    with pytest.raises(ArgumentError) as error:
+        model.fit(images(40), meta_data=images(16, seed=1), batch_size=8, epochs=2, verbose=0)
+    message = "classifier: phase 2 cannot train it (RuntimeError: out of memory)"
+    assert str(error.value) == message
+    assert_same(values(model.training_state()), before)
+    model.fit(images(40), batch_size=8, epochs=1, verbose=0)  # without phase 2
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 5])
+def test_to_try_phase_2_beforehand_changes_nothing(images, steps_per_execution):
+    ends = []
+    for calls in ([(0, 2)], [(0, 1), (1, 2)]):
+        keras.utils.set_random_seed(0)
+        net = conv_net([layers.BatchNormalization(), layers.Dropout(0.3)])
+        options = {"jit_compile": False, "steps_per_execution": steps_per_execution}
+        model = compiled(net, compile_options=options)
+        for initial_epoch, epochs in calls:
+            history = model.fit(
+                images(40), meta_data=images(16, seed=1) if epochs > 1 else None, batch_size=8,
+                initial_epoch=initial_epoch, epochs=epochs, verbose=0,
+            ).history  # fmt: skip
+        ends.append([*values(model.training_state()), history["loss"][-1]])
+    assert_same(*ends)
+
+
+def resizing_net(before, interpolation="bilinear"):
+    """With a resizing before or after a layer that trains."""
+    resize = layers.UpSampling2D(2, interpolation=interpolation, name="zoom")
+    convolution = layers.Conv2D(2, 3, name="convolution")
+    middle = [resize, convolution] if before else [convolution, resize]
+    inner = keras.Sequential([keras.Input((8, 8, 1)), *middle])
+    outer = [layers.Rescaling(1 / 255), inner, layers.Flatten(), layers.Dense(4)]
+    return keras.Sequential([keras.Input((8, 8, 1)), *outer])
+
+
+def test_a_layer_without_a_second_derivative_is_refused_before_training(images):
+    data = {"x": images(16), "meta_data": images(8, seed=1), "batch_size": 8, "verbose": 0}
+    for net in (resizing_net(before=True), resizing_net(False, "nearest")):
+        compiled(net).fit(**data, epochs=2)
+    model = compiled(resizing_net(before=False))
+    message = "^classifier: layer 'zoom' cannot be trained by a meta-.* of ResizeBilinearGrad; put"
+    with pytest.raises(ArgumentError, match=message) as error:
+        model.fit(**data, epochs=2)
+    assert "\n" not in str(error.value) and model.optimizer.iterations == 0
+    model.fit(images(16), batch_size=8, epochs=1, verbose=0)  # a warm-up needs none
+    cross_entropy = CrossEntropy(resizing_net(before=False))
+    cross_entropy.compile("sgd", jit_compile=False)
+    cross_entropy.fit(images(16), batch_size=8, verbose=0)
+
+
+def test_what_was_traced_serves_the_next_fit(images, monkeypatch):
+    """Until an argument changes that was traced into it."""
+    traces, step = [], MetaLabelNet._phase_2_step
+    monkeypatch.setattr(
+        MetaLabelNet, "_phase_2_step", lambda *args: traces.append(args) or step(*args)
+    )
+    model, data = MetaLabelNet(dense_net(), 1), {"meta_data": images(16, seed=1), "batch_size": 8}
+    model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+    model.fit(images(40), **data, epochs=2, verbose=0)
+    first = len(traces)
+    model.fit(images(40), **data, initial_epoch=2, epochs=4, verbose=0)
+    assert len(traces) == first
+
+    kernels = [w for w in model.classifier.weights if w.name == "kernel"]
+    before = values(kernels)
+    model.weight_decay = 10.0  # a step takes all of a weight away
+    model.fit(images(8), **data, initial_epoch=4, epochs=5, verbose=0)
+    for kernel, old in zip(kernels, before, strict=True):
+        assert np.linalg.norm(kernel) < 0.2 * np.linalg.norm(old)
 
 
 def test_float16_is_refused():
@@ -991,7 +1297,7 @@ BAD_DATA = {
     ),
     "no phase 2": (lambda d: d | {"epochs": 1}, "epochs: expected more than 1, received 1"),
     "large batch": (
-        lambda d: d | {"batch_size": 41, "meta_data": (np.tile(d["x"], (2, 1, 1, 1)), np.tile(d["y"], 2))},
+        lambda d: d | {"batch_size": 41, "meta_data": [np.repeat(a, 3, 0) for a in d["meta_data"]]},
         "x: expected at least one batch, batch_size=41 samples, received 40",
     ),
     "few labels": (
@@ -1048,8 +1354,9 @@ def test_bad_data_is_refused_before_training(images, case):
     x, y = images(40)
     data = {"x": x, "y": y, "meta_data": images(16, seed=1), "epochs": 2, "batch_size": 8}
     model = compiled(dense_net())
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ArgumentError, match=message) as error:
         model.fit(**spoil(data), verbose=0)
+    assert error.value.name.split()[0] in inspect.signature(model.fit).parameters
     assert "\n" not in str(error.value)
     assert model.optimizer.iterations.numpy() == 0
 
@@ -1062,6 +1369,8 @@ def test_labels_of_a_data_set_are_refused_when_they_come_up(images, name, label)
     model = compiled(dense_net())
     with pytest.raises(ValueError, match=rf"^{name}: expected labels in \[0, 4\)$"):
         model.fit(**{n: batched(pair) for n, pair in pairs.items()}, epochs=2, verbose=0)
+    if name == "meta_data":  # they are read before training
+        assert model.optimizer.iterations == 0
 
 
 def test_labels_of_a_data_set_to_evaluate_are_refused_when_they_come_up(images):
@@ -1134,9 +1443,30 @@ def test_soft_labels_are_traced_once(images):
     assert model._write_soft_labels.experimental_get_tracing_count() <= 2
 
 
-def test_arguments_that_fit_does_not_have_are_refused(images):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'class_weight'"):
-        compiled(dense_net()).fit(images(8), class_weight={}, sample_weight=None)
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("class_weight", lambda model, x, y: model.fit(x, y, class_weight={0: 2.0})),
+        ("sample_weight", lambda model, x, y: model.fit(x, y, sample_weight=np.ones(8))),
+        ("validation_split", lambda model, x, y: model.fit(x, y, validation_split=0.5)),
+        ("epoch", lambda model, x, y: model.fit(x, y, epoch=3)),
+        ("sample_weight", lambda model, x, y: model.evaluate(x, y, sample_weight=np.ones(8))),
+        ("train_on_batch", lambda model, x, y: model.train_on_batch(x, y)),
+        ("test_on_batch", lambda model, x, y: model.test_on_batch(x, y)),
+        ("filepath", lambda model, x, y: model.save("model.h5")),
+        ("format", lambda model, x, y: model.export("exported", format="onnx")),
+    ],
+)
+def test_what_keras_has_and_this_training_has_not_is_refused(images, name, call):
+    with pytest.raises(ArgumentError) as error:
+        call(compiled(dense_net()), *images(8))
+    assert error.value.name == name and "\n" not in str(error.value)
+
+
+def test_arguments_that_change_nothing_pass(images):
+    model = compiled(dense_net())
+    model.fit(*images(8), class_weight=None, batch_size=8, verbose=0)
+    model.evaluate(*images(8), sample_weight=None, verbose=0)
 
 
 def test_a_program_has_a_step():
@@ -1190,7 +1520,7 @@ def test_float_images_are_refused_after_training_on_uint8(images):
     model = fitted(dense_net(), images)
     x, y = images(8)
     for call in (model.soft_labels, lambda x: model.predict(x, verbose=0)):
-        with pytest.raises(ValueError, match="expected uint8 images, as in training, received float"):
+        with pytest.raises(ArgumentError, match="^images: expected uint8 images, as in training"):
             call(x / np.float32(255))
 
 
