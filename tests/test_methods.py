@@ -247,7 +247,7 @@ def test_a_training_that_starts_over_repeats_itself(images, single_steps):
     for name, column in again.history.items():
         np.testing.assert_array_equal(column, single_steps.history[name], err_msg=name)
     for variable, found, expected in zip(model.training_state(), again.state, single_steps.state):
-        if variable.dtype != "uint32":  # a random state
+        if "seed_generator" not in variable.path:  # a random state
             np.testing.assert_array_equal(found, expected, err_msg=variable.path)
 
 
