@@ -31,6 +31,14 @@ def python(*arguments, **environment):
     )
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A job in the background begins with Ctrl-C ignored, and its children too."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 @pytest.fixture
 def before(monkeypatch, tmp_path):
     """As before Keras is imported, with this in keras.json and in the environment."""
