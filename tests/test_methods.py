@@ -36,7 +36,7 @@ def method(request):
 
 ALWAYS_BY_XLA = ("metalabelnet", "cross_entropy")
 # It takes long: other methods are compiled only where tests marked slow are run.
-by_xla = pytest.mark.parametrize(
+most_are_slow = pytest.mark.parametrize(
     "method",
     [
         pytest.param(name, marks=() if name in ALWAYS_BY_XLA else pytest.mark.slow)
@@ -215,7 +215,7 @@ def single_steps(method, images):
     return trained(build(method, dropout=1e-9, padding=0), images)
 
 
-@by_xla
+@most_are_slow
 def test_steps_in_one_program_by_xla_are_single_steps(method, images, single_steps):
     model = build(method, dropout=1e-9, padding=0, jit_compile=True, steps_per_execution=5)
     found = trained(model, images)
@@ -228,7 +228,7 @@ def test_steps_in_one_program_by_xla_are_single_steps(method, images, single_ste
         np.testing.assert_allclose(of_loop, expected, rtol=2e-3, atol=2e-3)
 
 
-@by_xla
+@most_are_slow
 def test_mixed_bfloat16_by_xla_is_close_to_float32(method, images, single_steps):
     """Max pooling included, of which XLA has no second derivative in bfloat16."""
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -261,6 +261,7 @@ def test_a_training_that_starts_over_repeats_itself(method, images, single_steps
             np.testing.assert_array_equal(found, expected, err_msg=variable.path)
 
 
+@most_are_slow
 def test_resuming_is_as_if_it_had_not_stopped(method, images, tmp_path):
     """Dropout, batch norm, augmentation and momentum are in it.
 
