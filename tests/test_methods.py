@@ -34,12 +34,12 @@ def method(request):
     return request.param
 
 
-ALWAYS_BY_XLA = ("metalabelnet", "cross_entropy")
-# It takes long: other methods are compiled only where tests marked slow are run.
+ALWAYS = ("metalabelnet", "cross_entropy")
+# What takes long other methods do only where tests marked slow are run.
 most_are_slow = pytest.mark.parametrize(
     "method",
     [
-        pytest.param(name, marks=() if name in ALWAYS_BY_XLA else pytest.mark.slow)
+        pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow)
         for name in METHODS
     ],
     indirect=True,
