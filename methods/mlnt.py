@@ -130,11 +130,6 @@ class MLNT(CrossEntropy):
         assign_all(self.mentor, self.classifier.weights)
         self.restart(self.teacher)
 
-    def start_over(self):
-        super().start_over()
-        assign_all(self.teacher, self.classifier.weights)  # the start of the student, too
-        self.teacher_steps.assign(0.0)
-
     def _begin_teacher(self):
         assign_all(self.teacher, self.classifier.weights)
 

@@ -834,62 +834,6 @@ def test_a_prediction_is_whole_where_a_call_first_was_one_step(images):
 
 # ---- phases -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "nadam"])
-def test_a_training_that_starts_over_repeats_itself(images, optimizer):
-    """Whatever an optimizer's state begins with."""
-    model = MetaLabelNet(conv_net([layers.BatchNormalization()]), 1)
-    model.compile(optimizer, optimizer, jit_compile=False)
-    data = {"x": images(40), "meta_data": images(16, seed=1), "batch_size": 8, "verbose": 0}
-    first = model.fit(**data, epochs=3).history
-    end = values(model.weights)
-    model.start_over()
-    assert model.phase == 1
-    for name, column in model.fit(**data, epochs=3).history.items():
-        np.testing.assert_array_equal(column, first[name])
-    assert_same(values(model.weights), end)
-
-
-def test_a_loaded_model_cannot_start_over(images, tmp_path):
-    model = fitted(dense_net(), images)
-    model.save(tmp_path / "model.keras")
-    with pytest.raises(ArgumentError, match="^start_over: a loaded model has no first weights"):
-        keras.models.load_model(tmp_path / "model.keras").start_over()
-
-
-def test_gradients_that_wait_are_not_taken_into_the_next_phase(images):
-    """Phase 2 does not see the labels; of three gradients that make a step two are left over."""
-    x, y = images(40)
-    ends = []
-    for labels in (y, (y + 1) % 4):
-        keras.utils.set_random_seed(0)
-        model = MetaLabelNet(dense_net(), 1)
-        model.compile(keras.optimizers.SGD(0.0, gradient_accumulation_steps=3), jit_compile=False)
-        model.fit((x, labels), batch_size=8, epochs=1, verbose=0)
-        model.optimizer.learning_rate = 0.1
-        model.fit(
-            (x, labels), meta_data=images(16, seed=1), batch_size=8, initial_epoch=1, epochs=2,
-            verbose=0,
-        )  # fmt: skip
-        ends.append(values(model.classifier.weights))
-    assert_same(*ends)
-
-
-def test_running_means_of_both_optimizers_replace_the_weights(images):
-    """Those with a momentum of 1 stay at what the first step made."""
-    ends = []
-    for options, epochs in (({}, 1), ({"use_ema": True, "ema_momentum": 1.0}, 2)):
-        keras.utils.set_random_seed(0)
-        model = MetaLabelNet(dense_net(), 0)
-        model.compile(
-            keras.optimizers.SGD(0.1, **options), keras.optimizers.SGD(0.1, **options),
-            jit_compile=False,
-        )  # fmt: skip
-        model.fit(images(8), meta_data=images(8, seed=1), batch_size=8, epochs=epochs, verbose=0)
-        ends.append(values(model.classifier.weights + model.label_head.weights))
-    for a, b in zip(*ends, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-
-
 THREE = (Phase("one"), Phase("two", start=2, samples="meta"), Phase("three", start=5))
 
 
@@ -1165,87 +1109,6 @@ def test_a_loss_of_every_sample_is_refused(images, warmup_epochs):
     assert model.optimizer.iterations == 0
 
 
-# ---- what fit tries before it trains -------------------------------------------------------------
-
-
-def test_what_fails_in_phase_2_fails_before_the_warm_up(images):
-    class Failing(MetaLabelNet):
-        def classification_loss(self, logits, soft_label_logits):
-            raise RuntimeError("\x1b[1mout of\x1b[0m\nmemory")
-
-    model = compiled(dense_net(), model=Failing)
-    before = values(model.training_state())
-    with pytest.raises(ArgumentError) as error:
-        model.fit(images(40), meta_data=images(16, seed=1), batch_size=8, epochs=2, verbose=0)
-    message = "classifier: phase 2 cannot train it (RuntimeError: out of memory)"
-    assert str(error.value) == message
-    assert_same(values(model.training_state()), before)
-    model.fit(images(40), batch_size=8, epochs=1, verbose=0)  # without phase 2
-
-
-@pytest.mark.parametrize("steps_per_execution", [1, 5])
-def test_to_try_phase_2_beforehand_changes_nothing(images, steps_per_execution):
-    ends = []
-    for calls in ([(0, 2)], [(0, 1), (1, 2)]):
-        keras.utils.set_random_seed(0)
-        net = conv_net([layers.BatchNormalization(), layers.Dropout(0.3)])
-        options = {"jit_compile": False, "steps_per_execution": steps_per_execution}
-        model = compiled(net, compile_options=options)
-        for initial_epoch, epochs in calls:
-            history = model.fit(
-                images(40), meta_data=images(16, seed=1) if epochs > 1 else None, batch_size=8,
-                initial_epoch=initial_epoch, epochs=epochs, verbose=0,
-            ).history  # fmt: skip
-        ends.append([*values(model.training_state()), history["loss"][-1]])
-    assert_same(*ends)
-
-
-def resizing_net(before, interpolation="bilinear"):
-    """With a resizing before or after a layer that trains."""
-    resize = layers.UpSampling2D(2, interpolation=interpolation, name="zoom")
-    convolution = layers.Conv2D(2, 3, name="convolution")
-    middle = [resize, convolution] if before else [convolution, resize]
-    inner = keras.Sequential([keras.Input((8, 8, 1)), *middle])
-    outer = [layers.Rescaling(1 / 255), inner, layers.Flatten(), layers.Dense(4)]
-    return keras.Sequential([keras.Input((8, 8, 1)), *outer])
-
-
-def test_a_layer_without_a_second_derivative_is_refused_before_training(images):
-    data = {"x": images(16), "meta_data": images(8, seed=1), "batch_size": 8, "verbose": 0}
-    for net in (resizing_net(before=True), resizing_net(False, "nearest")):
-        compiled(net).fit(**data, epochs=2)
-    model = compiled(resizing_net(before=False))
-    message = "^classifier: layer 'zoom' cannot be trained by a meta-.* of ResizeBilinearGrad; put"
-    with pytest.raises(ArgumentError, match=message) as error:
-        model.fit(**data, epochs=2)
-    assert "\n" not in str(error.value) and model.optimizer.iterations == 0
-    model.fit(images(16), batch_size=8, epochs=1, verbose=0)  # a warm-up needs none
-    cross_entropy = CrossEntropy(resizing_net(before=False))
-    cross_entropy.compile("sgd", jit_compile=False)
-    cross_entropy.fit(images(16), batch_size=8, verbose=0)
-
-
-def test_what_was_traced_serves_the_next_fit(images, monkeypatch):
-    """Until an argument changes that was traced into it."""
-    traces, step = [], MetaLabelNet._phase_2_step
-    monkeypatch.setattr(
-        MetaLabelNet, "_phase_2_step", lambda *args: traces.append(args) or step(*args)
-    )
-    model, data = MetaLabelNet(dense_net(), 1), {"meta_data": images(16, seed=1), "batch_size": 8}
-    model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
-    model.fit(images(40), **data, epochs=2, verbose=0)
-    first = len(traces)
-    model.fit(images(40), **data, initial_epoch=2, epochs=4, verbose=0)
-    assert len(traces) == first
-
-    kernels = [w for w in model.classifier.weights if w.name == "kernel"]
-    before = values(kernels)
-    model.weight_decay = 10.0  # a step takes all of a weight away
-    model.fit(images(8), **data, initial_epoch=4, epochs=5, verbose=0)
-    for kernel, old in zip(kernels, before, strict=True):
-        assert np.linalg.norm(kernel) < 0.2 * np.linalg.norm(old)
-
-
 def test_float16_is_refused():
     keras.config.set_dtype_policy("mixed_float16")
     with pytest.raises(ValueError, match="classifier: computes in float16"):
@@ -1370,8 +1233,6 @@ def test_labels_of_a_data_set_are_refused_when_they_come_up(images, name, label)
     model = compiled(dense_net())
     with pytest.raises(ValueError, match=rf"^{name}: expected labels in \[0, 4\)$"):
         model.fit(**{n: batched(pair) for n, pair in pairs.items()}, epochs=2, verbose=0)
-    if name == "meta_data":  # they are read before training
-        assert model.optimizer.iterations == 0
 
 
 def test_labels_of_a_data_set_to_evaluate_are_refused_when_they_come_up(images):
@@ -1442,32 +1303,6 @@ def test_soft_labels_are_traced_once(images):
     for count in (40, 40, 36):
         assert model.soft_labels(images(count)[0], batch_size=16).shape == (count, 4)
     assert model._write_soft_labels.experimental_get_tracing_count() <= 2
-
-
-@pytest.mark.parametrize(
-    ("name", "call"),
-    [
-        ("class_weight", lambda model, x, y: model.fit(x, y, class_weight={0: 2.0})),
-        ("sample_weight", lambda model, x, y: model.fit(x, y, sample_weight=np.ones(8))),
-        ("validation_split", lambda model, x, y: model.fit(x, y, validation_split=0.5)),
-        ("epoch", lambda model, x, y: model.fit(x, y, epoch=3)),
-        ("sample_weight", lambda model, x, y: model.evaluate(x, y, sample_weight=np.ones(8))),
-        ("train_on_batch", lambda model, x, y: model.train_on_batch(x, y)),
-        ("test_on_batch", lambda model, x, y: model.test_on_batch(x, y)),
-        ("filepath", lambda model, x, y: model.save("model.h5")),
-        ("format", lambda model, x, y: model.export("exported", format="onnx")),
-    ],
-)
-def test_what_keras_has_and_this_training_has_not_is_refused(images, name, call):
-    with pytest.raises(ArgumentError) as error:
-        call(compiled(dense_net()), *images(8))
-    assert error.value.name == name and "\n" not in str(error.value)
-
-
-def test_arguments_that_change_nothing_pass(images):
-    model = compiled(dense_net())
-    model.fit(*images(8), class_weight=None, batch_size=8, verbose=0)
-    model.evaluate(*images(8), sample_weight=None, verbose=0)
 
 
 def test_a_program_has_a_step():

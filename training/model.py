@@ -78,7 +78,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         self.seed = seed
         self.image_shape, self.num_classes = classifier_shapes(classifier)
         self.image_dtype = None
-        self._first_weights = None
+        self._first_values = None
         self.phase_in_training = 1  # which step is traced; `phase` is what saving saves
         self.loop_length = 1
         self.held = (None,)  # images on the GPU, of each part of a batch
@@ -451,21 +451,17 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         Raises:
             ArgumentError: for a model that was loaded, which does not have its first weights.
         """
-        if self._first_weights is None:
+        if self._first_values is None:
             raise ArgumentError(
                 "start_over", "a loaded model has no first weights; build a new classifier"
             )
-        assign_all(self._all_weights(), self._first_weights)
-        self.phase.assign(1)
+        for weight in self.weights:
+            if id(weight) in self._first_values:  # not what `fit` made for each sample
+                weight.assign(self._first_values[id(weight)])
         if self.compiled:
             forget(self.optimizer, self.optimized_weights())
         if self.compiled and self.meta_optimizer is not None:
             forget(self.meta_optimizer, self.meta_weights())
-
-    def _all_weights(self):
-        """Of the classifier, of other networks, and of what a meta-gradient trains; a list."""
-        others = [weight for layer in self.other_layers() for weight in layer.weights]
-        return [*self.classifier.weights, *others, *self.meta_weights()]
 
     def _phase_now(self):
         return int(self.phase.numpy())  # under tf.distribute, `int` does not take a variable
@@ -527,7 +523,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         """What a model learns of its data before it trains: the images' dtype, and the samples."""
         self._check_logits(data)
         if self.image_dtype is None:  # no `fit` came before
-            self._first_weights = [ops.convert_to_numpy(w) for w in self._all_weights()]
+            self._first_values = {id(w): ops.convert_to_numpy(w) for w in self.weights}
         self.image_dtype = data.image_dtype
         if self.keeps_samples:
             with self.distribute_strategy.scope():
