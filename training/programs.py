@@ -64,15 +64,17 @@ class TrainFunctions:
         if model.steps_per_execution != program.steps_per_execution:
             model.steps_per_execution = program.steps_per_execution
             model.test_function = model.predict_function = None  # they hold the number before
+        traced = (*program.held, model.augmentation, *model.classifier.trainable_variables)
         key = (
             program.number, program.loop_length, program.steps_per_execution,
-            tuple(map(id, program.held)), id(model.augmentation),
-            tuple(map(id, model.classifier.trainable_variables)),
+            tuple(map(id, traced)),
             repr([getattr(model, name) for name in model.config_names]),
         )  # fmt: skip
         if key not in self._kept:
             model.make_train_function(force=True)
-            self._kept[key] = model.train_function, any(h is not None for h in program.held)
+            holds = any(held is not None for held in program.held)
+            # What was traced stays alive beside it, as another object could get its id.
+            self._kept[key] = model.train_function, holds, traced
         model.train_function = self._kept[key][0]
 
     def free_held(self):
