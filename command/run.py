@@ -208,7 +208,6 @@ def run(settings, recipe, splits, callbacks=()):
     directory = settings["output_dir"]
     model = build_model(settings, recipe)
     _, epochs, learning_rate_at = plan_of(settings, recipe)
-    needs_meta = any(phase.needs_meta for phase in model.phases())
     state, weights = checkpoints.load_checkpoint(directory)
     if model.keeps_samples:
         model.see_samples(splits.given_labels)  # makes what the weights are loaded into
@@ -228,7 +227,7 @@ def run(settings, recipe, splits, callbacks=()):
         warnings.filterwarnings("ignore", inputs.NO_META_SAMPLE)  # `make_splits` has said it
         model.fit(
             (splits.train_images, splits.given_labels),
-            meta_data=(splits.meta_images, splits.meta_labels) if needs_meta else None,
+            meta_data=(splits.meta_images, splits.meta_labels) if model.needs_meta else None,
             batch_size=recipe.batch_size,
             epochs=epochs,
             initial_epoch=state["epoch"] if state else 0,
