@@ -7,6 +7,17 @@ from mln_keras.methods.cross_entropy import CrossEntropy
 from mln_keras.training.phases import Phase
 
 
+def tuning_rate(epoch, epochs, first):
+    """The learning rate of an epoch of fine-tuning: `first`, a tenth of it for the last third.
+
+    Args:
+        epoch: of fine-tuning, from 0.
+        epochs: how many there are.
+        first: the learning rate that it begins with.
+    """
+    return first * (0.1 if 3 * epoch >= 2 * epochs else 1)
+
+
 @keras.saving.register_keras_serializable("mln_keras")
 class FineTune(CrossEntropy):
     """Cross-entropy on the noisy samples, then on the clean ones alone, augmented.
@@ -43,7 +54,6 @@ class FineTune(CrossEntropy):
         def learning_rate_at(epoch):
             if epoch < warmup:
                 return recipe.learning_rate_at(epoch)
-            is_last_third = 3 * (epoch - warmup) >= 2 * tuning
-            return recipe.learning_rate * (0.1 if is_last_third else 1)
+            return tuning_rate(epoch - warmup, tuning, recipe.learning_rate)
 
         return {"warmup_epochs": warmup}, warmup + tuning, learning_rate_at

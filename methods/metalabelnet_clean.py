@@ -6,10 +6,11 @@ import tensorflow as tf
 from mln_keras import MetaLabelNet
 from mln_keras.data import checks
 from mln_keras.layers import cross_entropy
+from mln_keras.methods.fine_tune import tuning_rate
 from mln_keras.training.model import gradient
 from mln_keras.training.phases import Phase
 
-FINE_TUNING_RATE = 1e-2  # λ of `from_recipe`; a tenth of it for the last third
+FINE_TUNING_RATE = 1e-2  # λ with which it begins, by `from_recipe`
 
 
 @keras.saving.register_keras_serializable("mln_keras")
@@ -69,8 +70,7 @@ class MetaLabelNetClean(MetaLabelNet):
         def with_fine_tuning(epoch):
             if epoch < start:
                 return learning_rate_at(epoch)
-            is_last_third = 3 * (epoch - start) >= 2 * fine_tune_epochs
-            return FINE_TUNING_RATE * (0.1 if is_last_third else 1)
+            return tuning_rate(epoch - start, fine_tune_epochs, FINE_TUNING_RATE)
 
         return options | {"fine_tune_from": start}, start + fine_tune_epochs, with_fine_tuning
 
