@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from test_equations import NumpyTraining
 
 from mln_keras import layers as mln_layers
 from mln_keras.command.recipes import RECIPES
@@ -23,9 +24,7 @@ N, BATCH, INPUTS, CLASSES = 7, 3, 4, 3  # one sample sits out each epoch
 MOMENTUM, RATE, DECAY = 0.875, 0.25, 0.125  # float32, as Keras' optimizers have it, holds them
 
 
-def log_softmax(z):
-    z = z - z.real.max(-1, keepdims=True)
-    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+log_softmax, by_complex_step = NumpyTraining.log_softmax, NumpyTraining.gradient
 
 
 def softmax(z):
@@ -34,19 +33,6 @@ def softmax(z):
 
 def entropy(z):
     return -(softmax(z) * log_softmax(z)).sum(-1)
-
-
-def by_complex_step(function, weights):
-    """Gradients of a function of a list of arrays, exact to rounding, without calculus."""
-    gradients = []
-    for i, weight in enumerate(weights):
-        gradient = np.zeros(weight.shape)
-        for at in np.ndindex(weight.shape):
-            moved = weight.astype(complex)
-            moved[at] += 1e-30j
-            gradient[at] = function([*weights[:i], moved, *weights[i + 1 :]]).imag / 1e-30
-        gradients.append(gradient)
-    return gradients
 
 
 def network():
