@@ -31,7 +31,7 @@ from keras import ops
 
 from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
-from mln_keras.layers import LabelHead, cross_entropy, entropy, kl_divergence
+from mln_keras.layers import LabelHead, cross_entropy, entropy, kl_divergence, mix_in_labels
 from mln_keras.training.classifier import find_features, last_dense
 from mln_keras.training.model import (
     NoisyLabelModel,
@@ -62,6 +62,10 @@ class MetaLabelNet(NoisyLabelModel):
         label_head_init: "random", or "classifier" to start phase 2 from the classifier's last
             layer.
         meta_batch_norm: whether the meta batch also moves the running averages of batch norm.
+        given_label_weight: a of the soft label a·(given label) + (1 − a)·(label head's), in [0, 1),
+            or a function that returns it, float (N,), from features float32 (N, F) and given labels
+            int32 (N,), -1 for none. A sample without a label takes the head's alone. The paper's
+            is 0.
         **options: `augmentation`, `weight_decay`, `shuffle_meta` and `seed`, as every method has
             them (`training.model.NoisyLabelModel`).
 
@@ -81,6 +85,7 @@ class MetaLabelNet(NoisyLabelModel):
     config_names = (
         *NoisyLabelModel.config_names, "warmup_epochs", "feature_extractor", "inner_learning_rate",
         "average_over_classes", "entropy_weight", "label_head_init", "meta_batch_norm",
+        "given_label_weight",
     )  # fmt: skip
 
     second_order = needs_meta = True
@@ -98,6 +103,7 @@ class MetaLabelNet(NoisyLabelModel):
         entropy_weight=1.0,
         label_head_init="random",
         meta_batch_norm=True,
+        given_label_weight=0.0,
         **options,
     ):
         super().__init__(classifier, **options)
@@ -105,6 +111,11 @@ class MetaLabelNet(NoisyLabelModel):
         checks.positive("inner_learning_rate", inner_learning_rate)
         checks.at_least("entropy_weight", entropy_weight, 0)
         checks.one_of("label_head_init", label_head_init, ("random", "classifier"))
+        if not callable(given_label_weight) and not 0 <= given_label_weight < 1:
+            raise ArgumentError(
+                "given_label_weight",
+                f"expected at least 0, below 1, or a function, received {given_label_weight}",
+            )
         self.warmup_epochs = warmup_epochs
         self.feature_extractor = feature_extractor
         self.inner_learning_rate = inner_learning_rate
@@ -112,6 +123,7 @@ class MetaLabelNet(NoisyLabelModel):
         self.entropy_weight = entropy_weight
         self.label_head_init = label_head_init
         self.meta_batch_norm = meta_batch_norm
+        self.given_label_weight = given_label_weight
 
         self._features, num_features = find_features(
             classifier, feature_extractor, self.image_shape
@@ -126,7 +138,8 @@ class MetaLabelNet(NoisyLabelModel):
             )
         self.frozen_weights = self.add_weight_copies("frozen")
         self._write_soft_labels = tf.function(
-            lambda x: ops.softmax(self.label_head(self._extract_features(x))), reduce_retracing=True
+            lambda x, y: ops.softmax(self.soft_label_logits(self._extract_features(x), y, False)),
+            reduce_retracing=True,
         )
         self.meta_loss = keras.metrics.Mean("meta_loss")
         self.soft_label_entropy = keras.metrics.Mean("soft_label_entropy")
@@ -195,7 +208,8 @@ class MetaLabelNet(NoisyLabelModel):
         return ops.cast(ops.reshape(features, (ops.shape(images)[0], -1)), keras.config.floatx())
 
     def _phase_2_step(self, noisy_batch, meta_batch):
-        """Phase 2: Algorithm 1 on one batch. The given labels are compared with, never used.
+        """Phase 2: Algorithm 1 on one batch. The given labels are compared with, and used where
+        `given_label_weight` says so.
 
         Each batch is (images (N, H, W, channels), int32 labels (N,)).
         """
@@ -208,7 +222,7 @@ class MetaLabelNet(NoisyLabelModel):
             with tf.GradientTape(persistent=True) as tape:
                 logits = self.logits(x, training=True)
                 regularization = self.regularization()
-                soft_label_logits = self.label_head(v, training=True)  # Eq. 4
+                soft_label_logits = self.soft_label_logits(v, given_labels)  # Eq. 4
                 loss_c = self.classification_loss(logits, soft_label_logits)  # Eq. 6
             if loss_c.shape.rank:  # its gradient would be that of a sum
                 raise ArgumentError(
@@ -220,7 +234,7 @@ class MetaLabelNet(NoisyLabelModel):
         )
         self.apply_gradients(self.meta_optimizer, gradient_φ, φ)
 
-        soft_label_logits = tf.stop_gradient(self.label_head(v, training=True))
+        soft_label_logits = tf.stop_gradient(self.soft_label_logits(v, given_labels))
         with tape:  # entered again, it records on: f(x) stays the forward pass of above
             loss_c = self.classification_loss(logits, soft_label_logits)  # Eq. 11
             loss_e = self._mean(entropy(logits))  # Eq. 12
@@ -234,6 +248,24 @@ class MetaLabelNet(NoisyLabelModel):
         agreement = ops.argmax(soft_label_logits, -1) == ops.cast(given_labels, "int32")
         self.soft_label_agreement.update_state(agreement, sample_weight=given_labels >= 0)
         self.update_metrics(loss, given_labels, logits)
+
+    def soft_label_logits(self, features, given_labels, training=True):
+        """What the soft labels are the softmax of (Eq. 4). Another rule is a subclass's.
+
+        Args:
+            features: v, float32 (N, F).
+            given_labels: int32 (N,), -1 for none.
+            training: whether the label head is in training mode.
+
+        Returns:
+            float32 (N, C).
+        """
+        logits, weight = self.label_head(features, training=training), self.given_label_weight
+        if callable(weight):
+            weight = weight(features, given_labels)
+        elif not weight:
+            return logits
+        return mix_in_labels(logits, given_labels, weight)
 
     def classifier_gradient(self, tape, objective, meta_batch):
         """What the step of Eq. 13 follows: the gradient by θ of the objective on the tape, a list.
@@ -250,13 +282,15 @@ class MetaLabelNet(NoisyLabelModel):
         """Mean over the batch, and over the classes where the authors' reduction is asked for."""
         return tf.reduce_mean(losses) / (self.num_classes if self.average_over_classes else 1)
 
-    def soft_labels(self, images, batch_size=1000):
-        """What the label head says of images, seen in training or not.
+    def soft_labels(self, images, batch_size=1000, *, given_labels=None):
+        """The soft labels of images, seen in training or not.
 
         Args:
             images: (N, H, W, channels), of the dtype that the model was trained on, or
                 `ImageFiles`.
             batch_size: images computed at once.
+            given_labels: integers (N,), -1 for none, where `given_label_weight` makes use of them;
+                None leaves them out.
 
         Returns:
             float32 NumPy array (N, C); rows sum to 1.
@@ -268,9 +302,11 @@ class MetaLabelNet(NoisyLabelModel):
         if self.phase == 1:
             raise ArgumentError("soft_labels", "the label head learns in phase 2, not yet begun")
         checks.images("images", images, self.image_shape, self.image_dtype)
-        spans = range(0, max(1, len(images)), batch_size)
+        labels = np.full(len(images), -1) if given_labels is None else np.asarray(given_labels)
+        labels = checks.labels("given_labels", labels, len(images), self.num_classes, True)
+        spans = [slice(i, i + batch_size) for i in range(0, max(1, len(images)), batch_size)]
         return np.concatenate([
-            self._write_soft_labels(np.asarray(images[i : i + batch_size])) for i in spans
+            self._write_soft_labels(np.asarray(images[s]), labels[s]) for s in spans
         ])
 
 

@@ -3,7 +3,7 @@
 from mln_keras.layers.augmentation import RandomFlipCrop
 from mln_keras.layers.backbones import cnn8, digits_cnn
 from mln_keras.layers.convolution import AlignedConv2D
-from mln_keras.layers.label_head import LabelHead
+from mln_keras.layers.label_head import LabelHead, mix_in_labels
 from mln_keras.layers.losses import (
     cross_entropy,
     entropy,
@@ -34,6 +34,7 @@ __all__ = [
     "generalized_cross_entropy",
     "hard_bootstrap",
     "kl_divergence",
+    "mix_in_labels",
     "soft_bootstrap",
     "symmetric_cross_entropy",
     "symmetric_cross_entropy_as_run",

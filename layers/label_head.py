@@ -1,6 +1,8 @@
 """MetaLabelNet itself: the single-layer perceptron that writes the soft labels."""
 
 import keras
+import numpy as np
+from keras import ops
 
 
 def uniform_initializers(num_inputs):
@@ -44,3 +46,22 @@ class LabelHead(keras.layers.Dense):
     def get_config(self):
         config = keras.layers.Layer.get_config(self)
         return config | {"num_classes": self.units, "num_features": self.num_features}
+
+
+def mix_in_labels(logits, labels, weight):
+    """Logits of a·onehot(label) + (1 − a)·softmax(logits), a skip connection for the given labels.
+
+    Args:
+        logits: float (N, C).
+        labels: integer (N,), class indices in [0, C), or -1 for none: there a is 0.
+        weight: a, in [0, 1); a number or float (N,).
+
+    Returns:
+        As the logits, (N, C): the logarithm of the mix.
+    """
+    log_softmax = ops.log_softmax(logits)
+    weight = ops.where(labels >= 0, ops.cast(weight, logits.dtype), 0)[:, None]
+    rest = log_softmax + ops.log1p(-weight)
+    log_weight = ops.log(ops.maximum(weight, np.finfo(logits.dtype.name).tiny))
+    is_given = ops.one_hot(labels, logits.shape[-1], dtype="bool")
+    return ops.where(is_given, ops.logaddexp(rest, log_weight), rest)

@@ -185,7 +185,13 @@ class NumpyTraining:
         w1, b1, γ, β, mean, variance = self.v_net
         return np.tanh((x @ w1 + b1 - mean) / np.sqrt(variance + self.EPSILON_BN) * γ + β)
 
-    def step(self, x, x_meta, y_meta):
+    def log_soft_labels(self, v, φ, y):
+        log_head, a = self.log_softmax(v @ φ[0] + φ[1]), self.options.get("given_label_weight")
+        if not a:
+            return log_head
+        return np.log(a * np.eye(log_head.shape[1])[y] + (1 - a) * np.exp(log_head))
+
+    def step(self, x, x_meta, y_meta, y=None):
         o, B = self.options, len(x)
         divisor = self.θ[-1].size if o["average_over_classes"] else 1
         v = self.features(x)
@@ -194,7 +200,7 @@ class NumpyTraining:
         def loss_c(θ, φ, entropy_weight=0.0):
             log_f = self.log_softmax(self.net(θ, x))
             f = np.exp(log_f)
-            kl = f * (log_f - self.log_softmax(v @ φ[0] + φ[1]))
+            kl = f * (log_f - self.log_soft_labels(v, φ, y))
             return (kl - entropy_weight * f * log_f).sum() / B / divisor
 
         def loss_meta(θ):
@@ -206,9 +212,7 @@ class NumpyTraining:
         self.net(θ_hat, x_meta, keep=o["meta_batch_norm"])
         ż = self.net([w + 1e-30j * d for w, d in zip(self.θ, u)], x).imag / 1e-30
         by_log_ŷ = o["inner_learning_rate"] / B / divisor * f * (ż - (f * ż).sum(-1, keepdims=True))
-        by_φ = self.gradient(
-            lambda φ: (by_log_ŷ * self.log_softmax(v @ φ[0] + φ[1])).sum(), self.φ
-        )
+        by_φ = self.gradient(lambda φ: (by_log_ŷ * self.log_soft_labels(v, φ, y)).sum(), self.φ)
         self.meta_step(by_φ)
         self.descend(
             lambda θ: loss_c(θ, self.φ, o["entropy_weight"])
@@ -237,6 +241,7 @@ class NumpyTraining:
         {},
         {"average_over_classes": False, "entropy_weight": 0.3},
         {"meta_batch_norm": False, "inner_learning_rate": 2.5, "weight_decay": 0.05},
+        {"given_label_weight": 0.3},
     ],
 )
 def test_three_updates_of_each_phase_equal_numpy(float64, options):
@@ -273,7 +278,7 @@ def test_three_updates_of_each_phase_equal_numpy(float64, options):
         reference.warmup_step(x[step], y[step])
     reference.freeze()
     for step in range(3):
-        reference.step(x[step], x_meta[step], y_meta[step])
+        reference.step(x[step], x_meta[step], y_meta[step], y[step])
     noisy = tf.data.Dataset.from_tensor_slices((x, y))
     meta = tf.data.Dataset.from_tensor_slices((x_meta, y_meta))
     model.fit(noisy, meta_data=meta, epochs=2, verbose=0)

@@ -46,6 +46,20 @@ def test_label_head_is_one_linear_layer_in_float32():
     assert abs(w).max() <= 1 / 8 and abs(b).max() <= 1 / 8 and abs(w).max() > 0.12
 
 
+@pytest.mark.parametrize("weight", [0.3, np.float32([0.0, 0.25, 0.9, 0.5])], ids=["one", "each"])
+def test_given_labels_are_mixed_in_where_there_are_any(weight):
+    logits = np.float32([[1.0, -2.0, 0.5], [0.0, 90.0, 0.0], [3.0, 1.0, 2.0], [0.0, 1.0, -1.0]])
+    labels = np.int32([2, 0, -1, 1])
+    a = np.where(labels >= 0, weight, 0)[:, None]
+    expected = a * np.eye(3)[labels] + (1 - a) * softmax(logits)
+    mixed = layers.mix_in_labels(logits, labels, weight)
+    np.testing.assert_allclose(np.exp(mixed), expected, rtol=1e-5, atol=1e-7)
+    with tf.GradientTape() as tape:
+        tape.watch(logits := tf.constant(logits))
+        total = tf.reduce_sum(layers.mix_in_labels(logits, labels, weight))
+    assert np.isfinite(tape.gradient(total, logits)).all()
+
+
 def test_augmentation_is_a_crop_of_a_flip_of_the_padded_image():
     """Each output must be one of the 2·2·5·5 possible ones, and all kinds must come up."""
     rng = np.random.default_rng(0)

@@ -191,6 +191,29 @@ def test_unlabeled_samples_train_phase_2_only(images):
     assert {row.tobytes() for row in rows["phase 2"]} == {r.tobytes() for r in x.reshape(-1, 64)}
 
 
+@keras.saving.register_keras_serializable("test_model")
+def more_where_bright(features, given_labels):
+    return tf.where(features[:, 0] > 0, 0.75, 0.25)
+
+
+@pytest.mark.parametrize("weight", [0.4, more_where_bright])
+def test_soft_labels_take_in_the_given_ones(images, tmp_path, weight):
+    x, y = images(16)
+    y[:4] = -1
+    model = compiled(dense_net(), given_label_weight=weight)
+    model.fit(x, np.maximum(y, 0), meta_data=images(8, seed=1), epochs=2, batch_size=8, verbose=0)
+    head, mixed = model.soft_labels(x), model.soft_labels(x, given_labels=y, batch_size=5)
+    a = 0.4
+    if callable(weight):
+        a = np.array(weight(model._extract_features(x), y))[:, None]
+    expected = a * np.eye(head.shape[1])[y] + (1 - a) * head
+    np.testing.assert_allclose(mixed[4:], expected[4:], atol=1e-6)
+    np.testing.assert_allclose(mixed[:4], head[:4], atol=1e-6)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.soft_labels(x, given_labels=y, batch_size=5), mixed)
+
+
 @pytest.mark.parametrize("as_dataset", [False, True])
 def test_unlabeled_data_as_an_argument(images, as_dataset):
     (x, y), (more, _) = images(24), images(16, seed=4)
@@ -1033,6 +1056,7 @@ def wrap(layer):
         (lambda: wrap([layers.Dense(1)]), {}, "classifier: expected logits"),
         (dense_net, {"seed": -1}, "seed: expected"),
         (dense_net, {"entropy_weight": -1.0}, "entropy_weight: expected"),
+        (dense_net, {"given_label_weight": 1.0}, "given_label_weight: expected at least 0, below"),
         (
             lambda: wrap([layers.Dense(4, use_bias=False)]), {"label_head_init": "classifier"},
             "with a bias",

@@ -6,7 +6,7 @@ import keras
 class SavesTraining:
     """For a `keras.Model`: its configuration, its optimizers and its random states are saved.
 
-    The class names in `config_names` the constructor's arguments of plain types.
+    The class names in `config_names` the constructor's arguments of plain types, and functions.
     """
 
     config_names = ()
@@ -16,15 +16,20 @@ class SavesTraining:
             "classifier": keras.saving.serialize_keras_object(self.classifier),
             "augmentation": keras.saving.serialize_keras_object(self.augmentation),
             "image_dtype": self.image_dtype,
-            **{name: getattr(self, name) for name in self.config_names},
+            **{
+                name: keras.saving.serialize_keras_object(getattr(self, name))
+                for name in self.config_names
+            },
         }
 
     @classmethod
     def from_config(cls, config):
-        config, image_dtype = dict(config), config["image_dtype"]
-        del config["image_dtype"]
-        for name in ("classifier", "augmentation"):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
+        image_dtype = config["image_dtype"]
+        config = {
+            name: keras.saving.deserialize_keras_object(value) if type(value) is dict else value
+            for name, value in config.items()
+            if name != "image_dtype"
+        }
         model = cls(**config)
         model.image_dtype = image_dtype
         return model
