@@ -79,13 +79,14 @@ def runs_of(arguments, varied, program=(PROGRAM,)):
     return runs
 
 
-def main(arguments, runs, table):
+def main(arguments, runs, table, more=lambda directory: {}):
     """Trains the runs, keeps their results, prints the table of all that the file holds.
 
     Args:
         arguments: as `parse` returns them.
         runs: as `runs_of` returns them.
         table: function from results to Markdown.
+        more: function from a finished run's folder to further entries of its result, a dict.
 
     Returns:
         The exit status: 1 where a run failed.
@@ -102,7 +103,7 @@ def main(arguments, runs, table):
         directory = pathlib.Path("runs") / path.stem
 
         def keep(name):
-            held[name] = collect(name, directory)
+            held[name] = collect(name, directory) | more(directory / name)
             write(path, [held[name] for name in sorted(held)])
             path.with_suffix(".md").write_text(table(list(held.values())))
 
