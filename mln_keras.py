@@ -89,7 +89,7 @@ class MetaLabelNet(NoisyLabelModel):
     )  # fmt: skip
 
     second_order = needs_meta = True
-    chosen_from = 2
+    phase_2 = chosen_from = 2  # the number of the phase in which the label head learns
     flags = ("warmup_epochs", "meta_learning_rate", "inner_learning_rate")
 
     def __init__(
@@ -299,7 +299,7 @@ class MetaLabelNet(NoisyLabelModel):
             ArgumentError: before phase 2 has begun, and for images of another shape or dtype.
         """
         checks.integer("batch_size", batch_size, 1)
-        if self.phase == 1:
+        if self.phase < self.phase_2:
             raise ArgumentError("soft_labels", "the label head learns in phase 2, not yet begun")
         checks.images("images", images, self.image_shape, self.image_dtype)
         labels = np.full(len(images), -1) if given_labels is None else np.asarray(given_labels)

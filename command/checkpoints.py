@@ -94,25 +94,30 @@ class SoftLabelChange(keras.callbacks.Callback):
 
     Args:
         images: training images (N, H, W, channels), of which at most `MOST_IMAGES` count.
+        given_labels: int32 (N,), -1 for none.
     """
 
     MOST_IMAGES = 2000
 
-    def __init__(self, images):
+    def __init__(self, images, given_labels):
         super().__init__()
-        places = np.linspace(0, len(images) - 1, min(len(images), self.MOST_IMAGES))
-        self._images = images[places.astype(int)]
+        places = np.linspace(0, len(images) - 1, min(len(images), self.MOST_IMAGES)).astype(int)
+        self._images, self._given_labels = images[places], given_labels[places]
         self._before = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self.model.phase > 1 and self._before is None:  # phase 2 begins, or goes on after a stop
-            self._before = self.model.soft_labels(self._images)
+        if self._before is None:  # phase 2 begins, or goes on after a stop
+            self._before = self._soft_labels()
 
     def on_epoch_end(self, epoch, logs=None):
-        logs["soft_label_change"] = None
-        if self.model.phase > 1:
-            before, self._before = self._before, self.model.soft_labels(self._images)
-            logs["soft_label_change"] = float(np.abs(self._before - before).mean())
+        before, self._before = self._before, self._soft_labels()
+        change = None if before is None else float(np.abs(self._before - before).mean())
+        logs["soft_label_change"] = change
+
+    def _soft_labels(self):
+        if self.model.phase < self.model.phase_2:
+            return None
+        return self.model.soft_labels(self._images, given_labels=self._given_labels)
 
 
 def best_row(rows, chosen_from):

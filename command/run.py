@@ -222,7 +222,7 @@ def run(settings, recipe, splits, callbacks=()):
         f"{len(recorder.rows) + 1} to {epochs}")  # fmt: skip
     callbacks = [keras.callbacks.LearningRateScheduler(learning_rate_at), *callbacks]
     if hasattr(model, "soft_labels"):
-        callbacks.append(checkpoints.SoftLabelChange(splits.train_images))
+        callbacks.append(checkpoints.SoftLabelChange(splits.train_images, splits.given_labels))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", inputs.NO_META_SAMPLE)  # `make_splits` has said it
         model.fit(
@@ -235,7 +235,7 @@ def run(settings, recipe, splits, callbacks=()):
             verbose=1 if sys.stdout.isatty() else 0,
         )
     if hasattr(model, "soft_labels"):
-        soft_labels = model.soft_labels(splits.train_images)
+        soft_labels = model.soft_labels(splits.train_images, given_labels=splits.given_labels)
         results.write_soft_labels(directory, splits.given_labels, soft_labels)
     if model.keeps_samples:
         results.write_soft_labels(directory, splits.given_labels, model.sample_soft_labels())

@@ -59,25 +59,41 @@ class GoldLossCorrection(LossCorrection):
         return self.run_step(self._step if warms_up else self._corrected_step, batch)
 
     def learn_transition(self):
-        sums = np.zeros((self.num_classes, self.num_classes))
-        counts = np.zeros((self.num_classes, 1))
-        for predictions, labels in self.predictions("meta"):
-            np.add.at(sums, labels, predictions)
-            np.add.at(counts, labels, 1)
-        means = sums / np.maximum(counts, 1)
-        self.transition.assign(np.where(counts > 0, means, np.eye(self.num_classes)))
-        self.clean_share.assign(counts.sum() / (counts.sum() + self.data_in_fit.num_labeled()))
+        transition, share = measure_transition(self)
+        self.transition.assign(transition)
+        self.clean_share.assign(share)
 
     def _corrected_step(self, noisy_batch, meta_batch):
-        (images, labels), (clean_images, clean_labels) = noisy_batch, meta_batch
-        weights = self.classifier.trainable_variables
-        with tf.GradientTape() as tape:
-            logits = self.logits(self.augment(images), training=True)
-            regularization = self.regularization()
-            clean_logits = self.logits(self.augment(clean_images), training=True)
-            noisy = tf.reduce_mean(layers.forward_cross_entropy(labels, logits, self.transition))
-            clean = tf.reduce_mean(layers.cross_entropy(clean_labels, clean_logits))
-            loss = (1 - self.clean_share) * noisy + self.clean_share * clean
-            objective = loss + regularization
-        self.apply_gradients(self.optimizer, gradient(tape, objective, weights), weights)
-        self.update_metrics(loss, labels, logits)
+        corrected_step(self, noisy_batch, meta_batch)
+
+
+def measure_transition(model):
+    """How labels go wrong, by the predictions for the clean data of the `fit` that runs.
+
+    Returns:
+        (float array (C, C), row i the mean prediction for the clean samples of class i, the
+        identity's where there is none; share of the clean samples among all).
+    """
+    sums = np.zeros((model.num_classes, model.num_classes))
+    counts = np.zeros((model.num_classes, 1))
+    for predictions, labels in model.predictions("meta"):
+        np.add.at(sums, labels, predictions)
+        np.add.at(counts, labels, 1)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.eye(model.num_classes))
+    return means, counts.sum() / (counts.sum() + model.data_in_fit.num_labeled())
+
+
+def corrected_step(model, noisy_batch, meta_batch):
+    """A step on a noisy and a clean batch, by `transition` and `clean_share` of the model."""
+    (images, labels), (clean_images, clean_labels) = noisy_batch, meta_batch
+    weights = model.classifier.trainable_variables
+    with tf.GradientTape() as tape:
+        logits = model.logits(model.augment(images), training=True)
+        regularization = model.regularization()
+        clean_logits = model.logits(model.augment(clean_images), training=True)
+        noisy = tf.reduce_mean(layers.forward_cross_entropy(labels, logits, model.transition))
+        clean = tf.reduce_mean(layers.cross_entropy(clean_labels, clean_logits))
+        loss = (1 - model.clean_share) * noisy + model.clean_share * clean
+        objective = loss + regularization
+    model.apply_gradients(model.optimizer, gradient(tape, objective, weights), weights)
+    model.update_metrics(loss, labels, logits)

@@ -2,82 +2,163 @@
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from mln_keras import MetaLabelNet
 from mln_keras.data import checks
 from mln_keras.layers import cross_entropy
 from mln_keras.methods.fine_tune import tuning_rate
+from mln_keras.methods.gold_loss_correction import corrected_step, measure_transition
 from mln_keras.training.model import gradient
 from mln_keras.training.phases import Phase
 
 FINE_TUNING_RATE = 1e-2  # λ with which it begins, by `from_recipe`
+LEAST = 1e-3  # probability that a given label has in Bayes' rule
 
 
 @keras.saving.register_keras_serializable("mln_keras")
 class MetaLabelNetClean(MetaLabelNet):
-    """MetaLabelNet with two additions, neither of the paper.
+    """MetaLabelNet with what the clean images teach the classifier: three additions to the paper.
 
-    In phase 2 the step of Eq. 13 also takes clean_weight · cross-entropy of the augmented meta
-    batch at θ. It is one more forward pass, and moves the running averages of batch norm if
-    `meta_batch_norm`. With 0 this is MetaLabelNet to the bit.
+    Before phase 2 comes a training with gold loss correction, from the weights that the classifier
+    had at first. T[i, j] is the mean probability of class j that the classifier had after its
+    warm-up for the clean images of class i; the loss is −log (p T)_y of noisy and −log p_y of clean
+    images, with the share of each (`GoldLossCorrection`).
 
-    A third phase fine-tunes: plain cross-entropy training on the augmented meta set.
+    In phase 2 the soft label also sees the given label y, by Bayes' rule:
+    ŷ_i ∝ m_φ(v)_i · T[i, y]. An image without a label takes the label head's alone. And the step of
+    Eq. 13 takes clean_weight · cross-entropy of the augmented meta batch at θ, one more forward
+    pass, which moves the running averages of batch norm if `meta_batch_norm`.
+
+    A last phase fine-tunes: plain cross-entropy training on the augmented meta set.
+
+    Without the first and the last of these, and with a clean_weight of 0, this is MetaLabelNet to
+    the bit.
 
     Args:
-        classifier, warmup_epochs: as `MetaLabelNet`.
+        classifier, warmup_epochs: as `MetaLabelNet`; phase 2 begins with the epoch `warmup_epochs`.
+        corrected_from: the training with gold loss correction begins with the epoch of this
+            (0-based) number, at least 1, before `warmup_epochs`; None for no such phase.
         clean_weight: factor of the meta batch's cross-entropy in the step of θ, at least 0.
-        fine_tune_from: the third phase begins with the epoch of this (0-based) number; None for no
+        fine_tune_from: the last phase begins with the epoch of this (0-based) number; None for no
             such phase.
         **options: as `MetaLabelNet`.
+
+    Attributes:
+        transition: T, float variable (C, C), saved with the model; the identity until it is known.
 
     Raises:
         ArgumentError: as `MetaLabelNet`, and for an argument outside its range.
 
     Example:
 
-        model = MetaLabelNetClean(classifier, warmup_epochs=44, fine_tune_from=120)
+        model = MetaLabelNetClean(classifier, warmup_epochs=88, corrected_from=44)
         model.compile(keras.optimizers.SGD(1e-2, momentum=0.9), keras.optimizers.Adam(1e-2))
-        model.fit((images, noisy_labels), meta_data=(meta_images, meta_labels), epochs=180)
+        model.fit((images, noisy_labels), meta_data=(meta_images, meta_labels), epochs=164)
     """
 
     flags = (*MetaLabelNet.flags, "clean_weight", "fine_tune_epochs")
 
-    config_names = (*MetaLabelNet.config_names, "clean_weight", "fine_tune_from")
+    config_names = (
+        *MetaLabelNet.config_names, "corrected_from", "clean_weight", "fine_tune_from",
+    )  # fmt: skip
 
     def __init__(
-        self, classifier, warmup_epochs, *, clean_weight=0.1, fine_tune_from=None, **options
+        self,
+        classifier,
+        warmup_epochs,
+        *,
+        corrected_from=None,
+        clean_weight=0.1,
+        fine_tune_from=None,
+        **options,
     ):
         super().__init__(classifier, warmup_epochs, **options)
         checks.at_least("clean_weight", clean_weight, 0)
+        if corrected_from is not None:
+            checks.integer("corrected_from", corrected_from, 1)
+            checks.within("corrected_from", corrected_from, 1, warmup_epochs - 1, "warmup_epochs")
         if fine_tune_from is not None:
             checks.integer("fine_tune_from", fine_tune_from, warmup_epochs)
+        self.corrected_from = corrected_from
         self.clean_weight = clean_weight
         self.fine_tune_from = fine_tune_from
+        self.transition = self.add_weight(
+            shape=(self.num_classes, self.num_classes), initializer="identity", trainable=False,
+            name="transition",
+        )  # fmt: skip
+        self.clean_share = self.add_weight(
+            shape=(), initializer="zeros", trainable=False, name="clean_share"
+        )
+        is_corrected = corrected_from is not None
+        self.start_weights = self.add_weight_copies("start") if is_corrected else []
+        self.phase_2 = self.chosen_from = 3 if is_corrected else 2
 
     def phases(self):
-        fine_tuning = ()
+        phases = list(super().phases())
+        if self.corrected_from is not None:
+            corrected = Phase(
+                "corrected training", start=self.corrected_from, with_meta=True,
+                begin=self._begin_corrected, reads=("labeled", "meta"),
+            )  # fmt: skip
+            phases.insert(1, corrected)
         if self.fine_tune_from is not None:
-            fine_tuning = (Phase("fine-tuning", start=self.fine_tune_from, samples="meta"),)
-        return (*super().phases(), *fine_tuning)
+            phases.append(Phase("fine-tuning", start=self.fine_tune_from, samples="meta"))
+        return tuple(phases)
+
+    def _begin_corrected(self):
+        transition, share = measure_transition(self)
+        self.transition.assign(transition)
+        self.clean_share.assign(share)
+        self.restart(self.start_weights)
 
     @classmethod
     def from_recipe(cls, recipe, fine_tune_epochs=0):
-        """As `NoisyLabelModel.from_recipe`, and this many epochs of fine-tuning after it."""
-        options, start, learning_rate_at = super().from_recipe(recipe)
-        if not fine_tune_epochs:
-            return options, start, learning_rate_at
+        """How the command line trains this method.
 
-        def with_fine_tuning(epoch):
-            if epoch < start:
-                return learning_rate_at(epoch)
-            return tuning_rate(epoch - start, fine_tune_epochs, FINE_TUNING_RATE)
+        Args:
+            recipe: `command.recipes.Recipe`.
+            fine_tune_epochs: of the last phase.
 
-        return options | {"fine_tune_from": start}, start + fine_tune_epochs, with_fine_tuning
+        Returns:
+            As `NoisyLabelModel.from_recipe`. The warm-up is the recipe's; the training with loss
+            correction has as many epochs, and its learning rates are the recipe's from the first
+            epoch on; phase 2 is the recipe's.
+        """
+        warmup = recipe.warmup_epochs
+        options, epochs, recipe_s = super().from_recipe(recipe)
+        if warmup:
+            options |= {"corrected_from": warmup, "warmup_epochs": 2 * warmup}
+        start = epochs + warmup
+
+        def learning_rate_at(epoch):
+            if epoch >= start:
+                return tuning_rate(epoch - start, fine_tune_epochs, FINE_TUNING_RATE)
+            return recipe_s(epoch if epoch < warmup else epoch - warmup)
+
+        if fine_tune_epochs:
+            options |= {"fine_tune_from": start}
+        return options, start + fine_tune_epochs, learning_rate_at
 
     def train_step(self, batch):
-        if self.phase_in_training == 3:
-            return self.run_step(self._warmup_step, batch)  # the same, on clean labels
-        return super().train_step(batch)
+        steps = {
+            "warm-up": self._warmup_step,
+            "corrected training": self._corrected_step,
+            "phase 2": self._phase_2_step,
+            "fine-tuning": self._warmup_step,  # the same, on clean labels
+        }
+        return self.run_step(steps[self.phases()[self.phase_in_training - 1].name], batch)
+
+    def _corrected_step(self, noisy_batch, meta_batch):
+        corrected_step(self, noisy_batch, meta_batch)
+
+    def soft_label_logits(self, features, given_labels, training=True):
+        logits = super().soft_label_logits(features, given_labels, training)
+        if self.corrected_from is None:
+            return logits
+        of_label = ops.log(ops.maximum(ops.transpose(self.transition), LEAST))  # row y: log T[:, y]
+        is_given = ops.cast(given_labels >= 0, logits.dtype)[:, None]
+        return logits + is_given * ops.take(of_label, ops.maximum(given_labels, 0), axis=0)
 
     def classifier_gradient(self, tape, objective, meta_batch):
         gradients = super().classifier_gradient(tape, objective, meta_batch)

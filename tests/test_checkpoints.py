@@ -73,12 +73,17 @@ def test_the_columns_of_the_history_are_those_of_keras(tmp_path):
 def test_soft_labels_change_by_their_mean_absolute_difference():
     counted = iter([0.5, 0.7, 0.6])
     phase = tf.Variable(1)
-    soft_labels = lambda x: np.full(x.shape, next(counted))  # noqa: E731
-    model = types.SimpleNamespace(phase=phase, soft_labels=soft_labels)
-    callback = checkpoints.SoftLabelChange(np.zeros((5000, 4)))
+    images, labels = np.arange(5000)[:, None] * np.ones(4), np.arange(5000)
+
+    def soft_labels(x, given_labels):
+        np.testing.assert_array_equal(x[:, 0], given_labels)
+        return np.full(x.shape, next(counted))
+
+    model = types.SimpleNamespace(phase=phase, phase_2=3, soft_labels=soft_labels)
+    callback = checkpoints.SoftLabelChange(images, labels)
     callback.set_model(model)
     found = []
-    for epoch, number in enumerate((1, 2, 2)):
+    for epoch, number in enumerate((2, 3, 3)):
         phase.assign(number)
         callback.on_epoch_begin(epoch)
         callback.on_epoch_end(epoch, logs := {})

@@ -363,9 +363,32 @@ def augmented(x):
 
 
 class NumpyClean(Numpy):
-    def step(self, x, x_meta, y_meta):
+    T = None
+
+    def log_soft_labels(self, v, φ, y):
+        log_head = super().log_soft_labels(v, φ, y)
+        return log_head if self.T is None else self.log_softmax(log_head + np.log(self.T[:, y].T))
+
+    def measure(self, x, y):
+        """T, of all clean samples at once."""
+        self.freeze()
+        p = np.exp(self.log_softmax(self.features(x) @ self.θ[4] + self.θ[5]))
+        self.T = np.array([p[y == c].mean(0) for c in range(C)])
+
+    def corrected_step(self, x, y, x_meta, y_meta, share):
+        self.net(self.θ, x, keep=True)
+        self.net(self.θ, x_meta, keep=True)
+
+        def loss(θ):
+            p = np.exp(self.log_softmax(self.net(θ, x))) @ self.T
+            noisy = -np.log(p[np.arange(BATCH), y]).mean()
+            return (1 - share) * noisy + share * self.losses(θ, x_meta, y_meta).mean()
+
+        self.descend(lambda θ: loss(θ) + self.regularization(θ))
+
+    def step(self, x, x_meta, y_meta, y=None):
         θ = list(self.θ)
-        super().step(augmented(x), x_meta, y_meta)
+        super().step(augmented(x), x_meta, y_meta, y)
         if self.options["meta_batch_norm"]:
             self.net(θ, augmented(x_meta), keep=True)
 
@@ -398,6 +421,41 @@ def test_updates_with_clean_images_and_fine_tuning(float64, meta_batch_norm):
         np.testing.assert_allclose(w.numpy(), expected, 1e-8, 1e-9)
 
 
+def test_updates_with_loss_correction(float64):
+    (x, y), (x_meta, y_meta) = drawn(2), drawn(2, seed=1)
+    model = compiled(
+        MetaLabelNetClean(network(), 2, corrected_from=1, clean_weight=0.6, weight_decay=1e-2,
+                          augmentation=layers.Rescaling(0.5, 0.25))
+    )  # fmt: skip
+    options = {
+        "inner_learning_rate": 1.0, "average_over_classes": True, "entropy_weight": 1.0,
+        "clean_weight": 0.6, "meta_batch_norm": True,
+    }  # fmt: skip
+    first, second = (NumpyClean(model, model.label_head.weights, **options) for _ in range(2))
+    model.fit(dataset(x, y), meta_data=dataset(x_meta, y_meta), epochs=3, verbose=0)
+    for step in range(2):
+        first.warmup_step(augmented(x[step]), y[step])
+    first.measure(x_meta.reshape(-1, 4), y_meta.ravel())
+    second.T = first.T
+    np.testing.assert_allclose(model.transition, first.T, 1e-8)
+    for step in range(2):
+        second.corrected_step(
+            augmented(x[step]), y[step], augmented(x_meta[step]), y_meta[step], share=0.5
+        )
+    second.freeze()
+    for step in range(2):
+        second.step(x[step], x_meta[step], y_meta[step], y[step])
+    second.assert_equal(model.classifier)
+    for w, expected in zip(model.label_head.weights, second.φ, strict=True):
+        np.testing.assert_allclose(w.numpy(), expected, 1e-8, 1e-9)
+
+    seen = model.soft_labels(x[0], given_labels=np.where(y[0] == 1, -1, y[0]))
+    v = second.features(x[0])
+    log_head = second.log_softmax(v @ second.φ[0] + second.φ[1])
+    expected = np.where((y[0] == 1)[:, None], log_head, second.log_soft_labels(v, second.φ, y[0]))
+    np.testing.assert_allclose(seen, np.exp(expected), 1e-7)
+
+
 def test_without_the_clean_images_it_is_metalabelnet():
     (x, y), (x_meta, y_meta) = drawn(2), drawn(2, seed=1)
     ends, graphs = [], []
@@ -408,23 +466,29 @@ def test_without_the_clean_images_it_is_metalabelnet():
         model.phase_in_training, model.held = 2, (None, None)
         batch = (x[0], y[0]), (x_meta[0], y_meta[0])
         graph = tf.function(model.train_step).get_concrete_function(batch).graph
-        ends.append([w.numpy() for w in model.weights])
+        weights = model.classifier.weights + model.label_head.weights
+        ends.append([w.numpy() for w in weights])
         graphs.append([operation.type for operation in graph.get_operations()])
     assert graphs[0] == graphs[1]
     for a, b in zip(*ends, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_fine_tuning_follows_the_recipe():
+def test_all_phases_follow_the_recipe():
     recipe = RECIPES["cifar10"]
     options, epochs, learning_rate_at = MetaLabelNetClean.from_recipe(recipe, fine_tune_epochs=60)
-    assert (options["fine_tune_from"], epochs) == (120, 180)
-    assert options["warmup_epochs"] == recipe.warmup_epochs
-    assert learning_rate_at(119) == recipe.learning_rate_at(119) < 1e-3
-    assert [learning_rate_at(epoch) for epoch in (120, 159, 160)] == [1e-2, 1e-2, 1e-3]
+    assert options == {
+        "corrected_from": 44, "warmup_epochs": 88, "fine_tune_from": 164,
+        "inner_learning_rate": 1.0,
+    }  # fmt: skip
+    assert epochs == 224
+    rates = [learning_rate_at(epoch) for epoch in (40, 41, 44, 84, 85, 124, 125, 163)]
+    np.testing.assert_allclose(rates, [1e-2, 1e-3, 1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
+    assert [learning_rate_at(epoch) for epoch in (164, 203, 204)] == [1e-2, 1e-2, 1e-3]
     options, epochs, learning_rate_at = MetaLabelNetClean.from_recipe(recipe)
-    assert "fine_tune_from" not in options and epochs == 120
-    assert learning_rate_at(119) == recipe.learning_rate_at(119)
+    assert "fine_tune_from" not in options and epochs == 164
+    recipe = recipe.with_flags({"warmup_epochs": 0})
+    assert "corrected_from" not in MetaLabelNetClean.from_recipe(recipe)[0]
 
 
 @pytest.mark.parametrize(
@@ -437,6 +501,7 @@ def test_fine_tuning_follows_the_recipe():
         (MLNT, {"mentor_epochs": 1, "label_sets": 0}, "label_sets"),
         (MetaLabelNetClean, {"warmup_epochs": 1, "clean_weight": -1}, "clean_weight"),
         (MetaLabelNetClean, {"warmup_epochs": 3, "fine_tune_from": 2}, "fine_tune_from"),
+        (MetaLabelNetClean, {"warmup_epochs": 3, "corrected_from": 3}, "corrected_from"),
     ],
 )
 def test_arguments_out_of_range_are_refused(method, arguments, text):
