@@ -134,15 +134,16 @@ def out_of_fold(argv):
         fold_of %= FOLDS
         probabilities = np.empty((len(fold_of), len(splits.class_names)))
         for fold in range(FOLDS):
-            settings["output_dir"] = str(directory / f"fold{fold}")
-            run.run(settings, recipe, without(splits, fold_of == fold))
-            model = keras.models.load_model(directory / f"fold{fold}" / "model.keras")
+            own = directory / f"fold{fold}"
+            own.mkdir(exist_ok=True)
+            run.run(settings | {"output_dir": str(own)}, recipe, without(splits, fold_of == fold))
+            model = keras.models.load_model(own / "model.keras")
             probabilities[fold_of == fold] = model.predict(
                 splits.train_images[fold_of == fold], batch_size=BATCH, verbose=0
             )
         keep(directory, splits, out_of_fold=probabilities)
         for name in ("result.json", "history.csv"):  # of the last fold, for what the runs tell
-            (directory / f"fold{FOLDS - 1}" / name).rename(directory / name)
+            (own / name).rename(directory / name)
 
 
 def without(splits, fold):
@@ -155,20 +156,20 @@ def without(splits, fold):
 
 
 def table(results):
-    """Markdown: a row a noise, method and ranking; the mean over seeds where there are several."""
+    """Markdown, in percent: a row a noise, method and ranking; the mean where seeds are several."""
     header = ("noise", "method", "ranking", "seeds", "AUROC", *(f"first {n:,}" for n in FIRST))
     rows, groups = [header, ["---"] * len(header)], {}
     for one in sorted(results, key=lambda one: (one["noise"], one["noise_ratio"])):
         for name, found in one["rankings"].items():
             cell = (one["noise"], one["noise_ratio"], one["run"].split("-seed")[0], name)
             groups.setdefault(cell, []).append((one["seed"], one["method"], found))
-    for (noise_name, ratio, _, name), runs in groups.items():
+    for (noise, ratio, _, name), runs in groups.items():
         values = (
             grid.quote([found.get(of, np.nan) for _, _, found in runs])
             for of in ("auroc", *(f"precision_{n}" for n in FIRST))
         )
         seeds = ", ".join(str(seed) for seed in sorted(seed for seed, _, _ in runs))
-        rows.append((f"{noise_name}, {ratio:.0%}", runs[0][1], name, seeds, *values))
+        rows.append((f"{noise}, {ratio:.0%}", runs[0][1], name, seeds, *values))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from mln_keras.command import checkpoints, files
 from mln_keras.command.versions import VERSION
+from mln_keras.data.source import Splits
 from mln_keras.methods import METHODS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -20,6 +21,7 @@ import grid
 import input_pipeline
 import step_time
 import table1
+import wrong_labels
 
 NO_PAPER_ROW = {"fine_tune", "meta_only", "gold_loss_correction", "metalabelnet_clean"}
 FAKE = """
@@ -352,6 +354,59 @@ def test_a_run_of_figure_4_measures_its_last_change_and_goes_on(tmp_path, monkey
     train("interrupted", epochs=4)
     whole, interrupted = (tmp_path / name / grid.MEASURED for name in ("4", "interrupted"))
     assert interrupted.read_text() == whole.read_text()
+
+
+# ---- wrong labels --------------------------------------------------------------------------------
+
+
+def test_a_ranking_is_as_good_as_its_wrong_labels_come_first(monkeypatch):
+    monkeypatch.setattr(wrong_labels, "FIRST", (1, 2, 4, 100))
+    is_wrong = np.array([False, True, True, False, False])
+    found = wrong_labels.quality(np.array([0.4, 0.1, 0.5, 0.2, 0.9]), is_wrong)
+    assert found == {"auroc": pytest.approx(4 / 6), "precision_1": 1, "precision_2": 0.5,
+                     "precision_4": 0.5}  # fmt: skip
+
+
+def test_rankings_are_of_the_given_labels_probability(tmp_path):
+    path = tmp_path / wrong_labels.PROBABILITIES
+    given, right = np.array([0, 1, 0, 1]), np.array([0, 1, 1, 0])
+    good, bad = np.float16([[0.9, 0.1], [0.1, 0.9]] * 2), np.float16([[0.3, 0.7], [0.7, 0.3]] * 2)
+    good[2:] = good[3:1:-1]
+    bad[2:] = bad[3:1:-1]
+    np.savez(path, given=given, right=right, **{"best epoch": good, "out of fold": bad})
+    found = wrong_labels.rankings(path)
+    assert found["best epoch"]["auroc"] == 1 and found["out of fold"]["auroc"] == 0
+    assert found["cleanlab, self confidence"]["auroc"] == 0
+    rows = wrong_labels.table([result("a-seed3", seed=3, rankings=found)]).splitlines()
+    assert rows[2].startswith("| uniform, 40% | metalabelnet | best epoch | 3 | 100.00 | ")
+
+
+@pytest.mark.slow
+def test_wrong_labels_out_of_fold(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(wrong_labels, "METHODS", ("cross_entropy",))
+    monkeypatch.setattr(wrong_labels, "FOLD_EPOCHS", 6)
+    assert wrong_labels.main([
+        "--dataset=digits", "--noises=class_dependent", "--ratios=0.4", "--jobs=1",
+        "--", "--learning_rate=0.02",
+    ]) == 0  # fmt: skip
+    whole, folds = grid.read(Path("results/wrong_labels.jsonl"))
+    if whole["run"].split("-")[-2] != "cross_entropy":
+        whole, folds = folds, whole
+    assert set(whole["rankings"]) == {"best epoch", "last epoch"}
+    assert folds["rankings"]["out of fold"]["auroc"] > 0.7
+    directory = Path("runs/wrong_labels", folds["run"])
+    with np.load(directory / wrong_labels.PROBABILITIES) as kept:
+        np.testing.assert_allclose(kept["out of fold"].sum(1, dtype="float64"), 1, atol=5e-3)
+    assert len(list(directory.glob("fold*"))) == wrong_labels.FOLDS
+
+
+def test_a_fold_is_left_out_of_training_alone():
+    n = np.arange(6)
+    whole = Splits(n, n, n, *[None] * 4, ("a", "b"))
+    rest = wrong_labels.without(whole, n % 3 == 0)
+    for of in (rest.train_images, rest.given_labels, rest.clean_labels):
+        assert of.tolist() == [1, 2, 4, 5]
 
 
 # ---- speed --------------------------------------------------------------------------------------
