@@ -28,7 +28,8 @@ class StopAtBadLoss(keras.callbacks.Callback):
             raise FloatingPointError(
                 f"training stopped at epoch {self._epoch + 1}, step "
                 f"{(batch + 1) * self.model.loop_length}: "
-                f"the loss is {float(logs['loss'])}; lower the learning rates"
+                f"the loss is {float(logs['loss'])}; look for NaN and infinity in float images, "
+                "and try lower learning rates"
             )
 
 
