@@ -143,6 +143,7 @@ def load_splits(settings, recipe):
         data_dir=settings["data_dir"],
         probabilities_file=settings["noise_probs"],
         build_teacher=recipe.build_classifier,
+        say=say,
     )
     splits = splits.with_labels(labels)
     for file in settings["corrections"] or ():
