@@ -168,7 +168,8 @@ def test_pixels_of_datasets_are_finite(images, name, pixel):
 def test_a_loss_that_diverges_is_no_matter_of_pixels(images):
     model = MetaLabelNet(small_net(), 1)
     model.compile(keras.optimizers.SGD(1e38), jit_compile=False)
-    with pytest.raises(FloatingPointError, match="the loss is (nan|inf); try lower learning rates$"):
+    text = "the loss is (nan|inf); try lower learning rates$"
+    with pytest.raises(FloatingPointError, match=text):
         model.fit(*images(40), batch_size=8, verbose=0)
 
 
