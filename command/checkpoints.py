@@ -179,7 +179,7 @@ class RunRecorder(keras.callbacks.Callback):
                 steps = self.params["steps"] * self.model.loop_length
                 raise FloatingPointError(
                     f"training stopped at epoch {epoch + 1}, step {steps}, its "
-                    f"last: the {name} is {value}; lower the learning rates"
+                    f"last: the {name} is {value}; try lower learning rates"
                 )
         self.rows.append(row | dict.fromkeys(absent))
         self.best_epoch = best_row(self.rows, self.model.chosen_from)["epoch"]

@@ -143,6 +143,7 @@ def load_splits(settings, recipe):
         data_dir=settings["data_dir"],
         probabilities_file=settings["noise_probs"],
         build_teacher=recipe.build_classifier,
+        say=say,
     )
     splits = splits.with_labels(labels)
     for file in settings["corrections"] or ():
@@ -224,7 +225,7 @@ def run(settings, recipe, splits, callbacks=()):
     if hasattr(model, "soft_labels"):
         callbacks.append(checkpoints.SoftLabelChange(splits.train_images, splits.given_labels))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", inputs.NO_META_SAMPLE)  # `make_splits` has said it
+        warnings.filterwarnings("ignore", inputs.FEW_META_SAMPLES)  # `make_splits` has said it
         model.fit(
             (splits.train_images, splits.given_labels),
             meta_data=(splits.meta_images, splits.meta_labels) if model.needs_meta else None,

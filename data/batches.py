@@ -10,6 +10,7 @@ from mln_keras.data.checks import ArgumentError
 from mln_keras.data.image_files import ImageFiles
 
 HELD_BYTES = 2**30
+BATCH_SIZE = 128  # the default
 MANY = 2**31 - 1  # rounds, as many as an int32 counts
 
 
@@ -42,8 +43,8 @@ def batches(
     if not steps:
         raise ArgumentError(
             name,
-            f"expected at least one batch, batch_size={batch_size} samples, "
-            f"received {count}"
+            f"expected at least one batch, batch_size={batch_size} samples"
+            f"{' (the default)' * (batch_size == BATCH_SIZE)}, received {count}",
         )
     in_files = isinstance(images, ImageFiles)
     with tf.device("CPU"):

@@ -5,6 +5,8 @@ import numbers
 import keras
 import numpy as np
 
+FEW = 5  # samples of a class
+
 
 class ArgumentError(ValueError):
     """What was given for an argument, or a flag, does not fit.
@@ -64,7 +66,9 @@ def keras_settings():
 
 
 def image_dtype(received, expected, name="images"):
-    """Refuses images whose scale cannot be that of the training images.
+    """Refuses images whose scale need not be that of the training images.
+
+    Integers have to be of one type: uint16 may reach 65535, and bool 1. Floats are not told apart.
 
     Args:
         received: dtype of images, TensorFlow's or NumPy's, or its name.
@@ -72,16 +76,46 @@ def image_dtype(received, expected, name="images"):
         name: of the argument, for the error.
 
     Raises:
-        ArgumentError: for float images where the model was trained on integers, or the reverse.
+        ArgumentError: for images of another type, and for those that are not real numbers.
     """
-    if expected is None:
+    received = np.dtype(getattr(received, "as_numpy_dtype", received))
+    if not is_float(received) and received.kind not in "biu":
+        raise ArgumentError(
+            name, f"expected images of integers or floats, received {received.name}"
+        )
+    if expected is None or received.name == expected:
         return
-    received, floats = np.dtype(getattr(received, "name", received)), "fV"  # V is bfloat16's
-    if (received.kind in floats) != (np.dtype(expected).kind in floats):
+    if not (is_float(received) and is_float(expected)):
         raise ArgumentError(
             name,
             f"expected {expected} images, as in training, received {received.name}; "
             f"pixels of another type may have another scale: convert them",
+        )
+
+
+def is_float(dtype):
+    """Whether a NumPy dtype, or that of a name, is of floats, which bfloat16 is too."""
+    dtype = np.dtype(dtype)
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def finite(name, images):
+    """Refuses an array of float images (N, ...) with NaN or infinity in it.
+
+    Raises:
+        ArgumentError: saying how many images those are, and the first one's index.
+    """
+    if not is_float(images.dtype):
+        return
+    with np.errstate(all="ignore"):
+        if np.isfinite(images.sum()):
+            return
+    wrong = ~np.isfinite(images.reshape(len(images), -1)).all(axis=1)
+    if wrong.any():
+        raise ArgumentError(
+            name,
+            f"expected finite pixels, received NaN or infinity in {wrong.sum()} of {len(images)} "
+            f"images, the first at index {np.flatnonzero(wrong)[0]}",
         )
 
 
@@ -116,6 +150,15 @@ def label_range(num_classes, allow_unlabeled):
     return lowest, f"expected labels in [0, {num_classes}){or_none}"
 
 
+def label_hint(shape, is_float):
+    """How to mend labels that are no vector of integers, at the end of an error; "" if unknown."""
+    if len(shape) == 2 and shape[1] == 1:
+        return "; of labels in a column pass labels[:, 0]"
+    if len(shape) == 2:
+        return "; of one-hot labels pass argmax(-1)"
+    return "; convert them to int32" if len(shape) == 1 and is_float else ""
+
+
 def labels(name, labels, count, num_classes, allow_unlabeled=False):
     """Returns labels as an int32 array (count,).
 
@@ -125,11 +168,10 @@ def labels(name, labels, count, num_classes, allow_unlabeled=False):
     """
     labels = np.asarray(labels)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        hint = "; of one-hot labels pass argmax(-1)" if labels.ndim == 2 else ""
         raise ArgumentError(
             name,
             f"expected integer labels of shape ({count},), one an image, received "
-            f"{labels.dtype} {labels.shape}{hint}",
+            f"{labels.dtype} {labels.shape}{label_hint(labels.shape, labels.dtype.kind == 'f')}",
         )
     lowest, wanted = label_range(num_classes, allow_unlabeled)
     wrong = (labels < lowest) | (labels >= num_classes)
@@ -137,3 +179,27 @@ def labels(name, labels, count, num_classes, allow_unlabeled=False):
         index = np.flatnonzero(wrong)[0]
         raise ArgumentError(name, f"{wanted}, received {labels[index]} at index {index}")
     return labels.astype(np.int32)
+
+
+def rare_classes(labels, names):
+    """Says of which classes there are few samples.
+
+    Args:
+        labels: integer array (N,) in [0, C).
+        names: of the C classes.
+
+    Returns:
+        "no sample of class a, b; fewer than 5 samples of class c", or less of it; "" where there
+        are enough of all. No more than ten names of a kind.
+    """
+    counts = np.bincount(labels, minlength=len(names))
+    parts = []
+    for words, is_so in (
+        ("no sample of class", counts == 0),
+        (f"fewer than {FEW} samples of class", (0 < counts) & (counts < FEW)),
+    ):
+        found = [str(names[i]) for i in np.flatnonzero(is_so)]
+        more = f" and of {len(found) - 10} more" if len(found) > 10 else ""
+        if found:
+            parts.append(f"{words} {', '.join(found[:10])}{more}")
+    return "; ".join(parts)

@@ -10,7 +10,9 @@ NAMES = ("none", "uniform", "class_dependent", "feature_dependent", "human")
 HUMAN_LABELS_BY_RATIO = {0.09: "aggre_label", 0.17: "random_label1", 0.4: "worse_label"}
 
 
-def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None, build_teacher):
+def corrupt(
+    source, name, ratio, seed, *, data_dir=None, probabilities_file=None, build_teacher, say=print
+):
     """The training labels of a data set, corrupted.
 
     Args:
@@ -24,6 +26,7 @@ def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None
             probabilities are cached in $KERAS_HOME (~/.keras), in mln_keras_teachers.
         build_teacher: function without arguments that returns a classifier for that teacher; one
             of another name has another cache.
+        say: function that is told, in a line, what becomes of the teacher.
 
     Returns:
         int32 (N,).
@@ -50,7 +53,9 @@ def corrupt(source, name, ratio, seed, *, data_dir=None, probabilities_file=None
         else:
             network = getattr(build_teacher, "__name__", "other")
             cache = os.path.join(keras_home(), "mln_keras_teachers", network)
-            probabilities = teacher.teacher_probabilities(source, build_teacher, cache, seed)
+            probabilities = teacher.teacher_probabilities(
+                source, build_teacher, cache, seed, say=say
+            )
         return noise.feature_dependent(labels, ratio, probabilities, seed)
     if source.name != "cifar10":
         raise ArgumentError("noise", f"human labels exist for cifar10 only, received {source.name}")

@@ -23,7 +23,7 @@ from mln_keras.data.batches import (
 from mln_keras.data.checks import ArgumentError
 from mln_keras.data.image_files import ImageFiles
 
-NO_META_SAMPLE = "meta_data: holds no sample of class"
+FEW_META_SAMPLES = "meta_data: holds "  # how the warning begins
 ONE = range(1)
 MOST_BATCHES = 1000  # of clean data that are looked at before training
 
@@ -94,7 +94,7 @@ class TrainingData:
         ArgumentError: for data that do not fit together.
 
     Warns:
-        UserWarning: naming the classes of which a meta set of arrays holds no sample.
+        UserWarning: naming the classes of which a meta set of arrays holds few samples or none.
     """
 
     def __init__(self, noisy, meta, unlabeled, expected, batching):
@@ -139,7 +139,10 @@ class TrainingData:
             yield images if stream.held is None else tf.gather(stream.held, images), labels
 
     def first_images(self, count):
-        """The first images of x, at most this many, an array."""
+        """The first images of x, at most this many, an array.
+
+        None is all of an array, and the first batch of a Dataset.
+        """
         if isinstance(self._noisy, tf.data.Dataset):
             return next(iter(self._noisy))[0][:count]
         return np.asarray(self._noisy[0][:count])
@@ -197,8 +200,13 @@ def _unlabeled_batches(unlabeled, image_shape, dtype, batching):
     """Function of epochs that makes the batches of images without labels."""
     if isinstance(unlabeled, tf.data.Dataset):
         checks.images("unlabeled_data", unlabeled.element_spec, image_shape, dtype)
-        return functools.partial(_repeated, unlabeled)
+        finite = unlabeled.map(
+            lambda images: _checked_finite("unlabeled_data", images),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        return functools.partial(_repeated, finite)
     checks.images("unlabeled_data", unlabeled, image_shape, dtype)
+    _check_finite("unlabeled_data", unlabeled)
     without_labels, images = np.full(len(unlabeled), -1), converted(unlabeled)
 
     def images_of(epochs):
@@ -222,6 +230,7 @@ def _from_arrays(noisy, unlabeled, expected, batching):
                 "expected an array of images, as x is an array, received a tf.data.Dataset",
             )
         checks.images("unlabeled_data", unlabeled, expected.image_shape, dtype)
+        _check_finite("unlabeled_data", unlabeled)
         images = _join(images, unlabeled)
         labels = np.concatenate([labels, np.full(len(unlabeled), -1, np.int32)])
     has_label = labels >= 0
@@ -253,7 +262,7 @@ def _meta_streams(meta, expected, batching):
     if isinstance(meta, tf.data.Dataset):
         return (_dataset_stream(_checked_dataset("meta_data", meta, expected)),) * 2
     images, labels = _checked_arrays("meta_data", meta, expected, allow_unlabeled=False)
-    _warn_of_missing_classes(labels, expected.num_classes)
+    _warn_of_rare_classes(labels, expected.num_classes)
     if isinstance(images, ImageFiles) and images.nbytes <= HELD_BYTES:
         images = np.asarray(images)  # they come round many times an epoch, always the same
     held = None
@@ -272,12 +281,10 @@ def _meta_streams(meta, expected, batching):
     return stream(True), beside
 
 
-def _warn_of_missing_classes(labels, num_classes):
-    missing = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
-    if missing.size and len(labels):
-        names = ", ".join(map(str, missing[:10]))
-        more = f" and of {len(missing) - 10} more" if len(missing) > 10 else ""
-        text = f"{NO_META_SAMPLE} {names}{more}, so training on the clean data may unlearn them"
+def _warn_of_rare_classes(labels, num_classes):
+    rare = checks.rare_classes(labels, range(num_classes))
+    if rare and len(labels):
+        text = f"{FEW_META_SAMPLES}{rare}, so training on the clean data may unlearn them"
         warnings.warn(text, UserWarning, stacklevel=5)  # of the call of `fit`
 
 
@@ -318,6 +325,7 @@ def check_evaluated(name, data, expected):
     if isinstance(data, (tuple, list)) or hasattr(data, "shape"):
         images, labels = _pair(name, data)
         checks.images(name, images, expected.image_shape, expected.dtype)
+        _check_finite(name, images)
         checks.labels(name, labels, len(images), expected.num_classes, allow_unlabeled=True)
     return data
 
@@ -351,7 +359,25 @@ def _checked_arrays(name, pair, expected, allow_unlabeled):
     if images.dtype.kind == "f":
         images = images.astype(np.float32, copy=False)
     checks.images(name, images, expected.image_shape, expected.dtype)
+    _check_finite(name, images)
     return images, checks.labels(name, labels, len(images), expected.num_classes, allow_unlabeled)
+
+
+def _check_finite(name, images):
+    if not isinstance(images, ImageFiles):
+        checks.finite(name, np.asarray(images))
+
+
+def _checked_finite(name, images):
+    """The images of a batch in a tf.data pipeline, which fails where a float is not finite."""
+    if not images.dtype.is_floating:
+        return images
+    is_finite, wanted = tf.reduce_all(tf.math.is_finite(images)), "expected finite pixels"
+    received = "received NaN or infinity in a batch"
+    with tf.control_dependencies(
+        [tensorflow_errors.assert_that(is_finite, name, f"{wanted}, {received}")]
+    ):
+        return tf.identity(images)
 
 
 def _join(images, more):
@@ -372,18 +398,21 @@ def _checked_dataset(name, dataset, expected, allow_unlabeled=False):
     checks.images(name, spec[0], expected.image_shape, expected.dtype)
     if int(dataset.cardinality()) == 0:
         raise ArgumentError(name, "expected at least one batch, received an empty data set")
-    if spec[1].shape.rank != 1 or not spec[1].dtype.is_integer:
+    labels = spec[1]
+    if labels.shape.rank != 1 or not labels.dtype.is_integer:
+        shape = labels.shape.as_list() if labels.shape.rank else ()
+        hint = checks.label_hint(shape, labels.dtype.is_floating)
         raise ArgumentError(
             name,
             f"expected integer labels of shape (N,), received "
-            f"{spec[1].dtype.name} {spec[1].shape}",
+            f"{labels.dtype.name} {labels.shape}{hint}",
         )
     lowest, wanted = checks.label_range(expected.num_classes, allow_unlabeled)
 
     def check_labels(images, labels):
         labels = tf.cast(labels, tf.int32)
         is_right = tf.reduce_all((labels >= lowest) & (labels < expected.num_classes))
-        with tf.control_dependencies([tensorflow_errors.assert_labels(is_right, name, wanted)]):
-            return images, tf.identity(labels)
+        with tf.control_dependencies([tensorflow_errors.assert_that(is_right, name, wanted)]):
+            return _checked_finite(name, images), tf.identity(labels)
 
     return dataset.map(check_labels, num_parallel_calls=tf.data.AUTOTUNE)

@@ -102,7 +102,7 @@ def make_splits(source, *, meta_size, unlabeled_size, seed):
         ValueError: where an argument is outside what is said above.
 
     Warns:
-        UserWarning: naming the classes of which the meta set holds no sample.
+        UserWarning: naming the classes of which the meta set holds few samples or none.
     """
     num_train = len(source.train_labels)
     checks.within("meta_size", meta_size, 1, source.largest_meta_size, source.name)
@@ -116,10 +116,8 @@ def make_splits(source, *, meta_size, unlabeled_size, seed):
     given_labels[rng.permutation(num_train)[:unlabeled_size]] = -1
 
     meta_labels = source.held_out_labels[meta]
-    counts = np.bincount(meta_labels, minlength=source.num_classes)
-    if not counts.all():
-        names = ", ".join(source.class_names[i] for i in np.flatnonzero(counts == 0))
-        warnings.warn(f"the meta set holds no sample of: {names}", UserWarning, stacklevel=2)
+    if rare := checks.rare_classes(meta_labels, source.class_names):
+        warnings.warn(f"the meta set holds {rare}", UserWarning, stacklevel=2)
     return Splits(
         train_images=source.train_images,
         given_labels=given_labels,

@@ -7,36 +7,57 @@ import tensorflow as tf
 
 from mln_keras.data.checks import ArgumentError
 
-WRONG_LABELS = re.compile(r"<<(\w+): (expected labels in .*?)>>")
+MISREAD = "TensorFlow misreads this file"
+ASSERTED = re.compile(r"<<(\w+): (expected .*?)>>")
+NOT_OPENED = re.compile(
+    r"(?:with iterator: \S+|\}\}|unavailable>)\s(?!Error in)(.*?); ([A-Z][\w ]+)(?= \[Op|\s+\[\[)",
+    re.DOTALL,
+)
+NO_FILE_SYSTEM = re.compile(
+    r"File system scheme '(.*?)' not implemented \(file: '(.*?)'\)(?= \[Op|\s+\[\[)", re.DOTALL
+)
 
 
-def assert_labels(condition, name, wanted):
-    """An operation for a tf.data pipeline that fails, in words that `in_one_line` knows."""
+def assert_that(condition, name, wanted):
+    """An operation for a tf.data pipeline that fails, in words that `in_one_line` knows.
+
+    Args:
+        condition: bool tensor.
+        name: of the argument.
+        wanted: "expected ...".
+    """
     return tf.debugging.Assert(condition, [f"<<{name}: {wanted}>>"])
 
 
 @contextlib.contextmanager
 def in_one_line():
-    """Turns TensorFlow's error about a wrong label, a damaged or a missing file into one line.
+    """Turns TensorFlow's error about wrong data, or a file that it cannot read, into one line.
 
     Raises:
         ValueError: naming the argument or the file. Another error stays as it is.
     """
     try:
         yield
-    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+    except tf.errors.OpError as error:
         text = str(error)
-        if found := WRONG_LABELS.search(text):
+        if found := ASSERTED.search(text):
             raise ArgumentError(found[1], found[2]) from None
-        if "DecodeImage" in text:
+        if "DecodeImage" in text or MISREAD in text:
             raise ValueError(
                 "an image file cannot be decoded; ImageFiles.find_damaged() names it"
             ) from None
-        before, missing, _ = text.partition("; No such file or directory")
-        if missing:
-            path = re.split(r"}} |: |\n", before)[-1]
-            raise ValueError(f"{path}: no such file") from None
+        if "ReadFile" in text:
+            raise ValueError(_not_read(error)) from None
         raise
+
+
+def _not_read(error):
+    """What is wrong with a file name, by TensorFlow's error; its `repr` shows what is invisible."""
+    if found := NOT_OPENED.search(str(error)):
+        return f"{found[1]!r}: {found[2].lower()}"
+    if found := NO_FILE_SYSTEM.search(str(error)):
+        return f"{found[2]!r}: TensorFlow reads no files from {found[1]}://; expected a local file"
+    return f"an image file cannot be read ({short(error)})"
 
 
 def short(error, width=160):

@@ -15,6 +15,8 @@ from mln_keras.data import batches, inputs
 from mln_keras.data.image_files import ImageFiles, from_directory
 from mln_keras.training.phases import Phase
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* left out .*notes.txt")
+
 
 @pytest.fixture
 def pixels():
@@ -87,6 +89,17 @@ def test_a_directory_is_read_in_the_order_of_names(files, pixels):
     np.testing.assert_array_equal(images, np.concatenate([pixels[1::2], pixels[::2]]))
     np.testing.assert_array_equal(images[labels == 1], pixels[::2])
     np.testing.assert_array_equal(images[2:4], pixels[5:8:2])
+
+
+def test_a_number_gives_an_image_and_iterating_gives_all(files, pixels):
+    images, _, _ = from_directory(files, (6, 8))
+    expected = np.concatenate([pixels[1::2], pixels[::2]])
+    for index in (3, np.int64(4), -1):
+        assert images[index].dtype == np.uint8
+        np.testing.assert_array_equal(images[index], expected[index])
+    np.testing.assert_array_equal(list(images), expected)
+    with pytest.raises(IndexError):
+        images[24]
 
 
 def test_class_names_number_the_classes_of_another_directory(files, pixels, tmp_path):
@@ -227,7 +240,7 @@ def test_a_file_that_is_gone_stops_training_by_its_name(files):
         lambda: model.evaluate(images.dataset(labels)),
         lambda: np.asarray(images),
     ):
-        with pytest.raises(ValueError, match=f"^{images.paths[5]}: no such file$"):
+        with pytest.raises(ValueError, match=f"^'{images.paths[5]}': no such file or directory$"):
             fails()
 
 
@@ -289,3 +302,66 @@ def test_class_names_without_any_image_are_refused(files):
         path.unlink()
     with pytest.raises(ValueError, match="expected images in the folders of class_names, found no"):
         from_directory(files, (6, 8), class_names=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("{files}/a", "'{files}/a': is a directory"),
+        ("{files}/a/01.PNG/x", "'{files}/a/01.PNG/x': not a directory"),
+        ("https://host/a: b.jpg", "'https://host/a: b.jpg': TensorFlow reads no files from https:"),
+        ("01.png\r", r"'01.png\\r': no such file or directory"),
+        ("01.png\n", r"'01.png\\n': no such file or directory"),
+        ("a: b; c.png", "'a: b; c.png': no such file or directory"),
+        ("{files}/" + 300 * "x", "'{files}/x+': file name too long"),
+    ],
+)
+def test_names_that_cannot_be_read_are_shown_as_they_are(files, name, message):
+    images, labels, _ = from_directory(files, (6, 8))
+    name, message = name.format(files=files), f"^{message.format(files=files)}"
+    images = ImageFiles([*images.paths, name], (6, 8))
+    assert images.find_damaged() == [name]
+    for fails in (
+        lambda: images[-1],
+        lambda: compiled().fit(images[1:], [*labels[1:], 0], batch_size=24, verbose=0),
+        lambda: compiled().evaluate(images.dataset([*labels, 0]), verbose=0),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            fails()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", ["", None, float("nan"), 3, "a\0b"])
+def test_what_is_no_file_name_is_refused_at_once(wrong):
+    with pytest.raises(ValueError, match=r"^paths: expected file names, received .* at index 1$"):
+        ImageFiles(["a.png", wrong], (6, 8))
+
+
+def test_what_is_left_out_of_a_directory_is_warned_of(files, pixels):
+    for name in ("a/scan.TIFF", "a/other.tiff", "b/photo", "b/new.AVIF"):
+        (files / name).write_bytes(b"")
+    (files / "b" / "more.png").mkdir()
+    save(files / "beside.png", pixels[0])
+    with pytest.warns(UserWarning, match="left out") as caught:
+        images, _, _ = from_directory(files, (6, 8))
+    assert len(images) == 24 and caught[0].filename == __file__
+    message = str(caught[0].message)
+    for part in ("'a/notes.txt', 'a/other.tiff', 'a/scan.TIFF' and 4 more", ".tiff: 2", ".txt: 1",
+                 ".avif: 1", "no ending: 1", "folders: 1", ".png: 1", ".jfif"):  # fmt: skip
+        assert part in message, part
+    assert "\n" not in message
+
+
+def test_jfif_files_are_jpeg_files(files):
+    (files / "c").mkdir()
+    for name in ("c/a.jfif", "c/b.JFIF"):
+        Image.new("RGB", (8, 6), (10, 200, 30)).save(files / name, format="jpeg", quality=95)
+    images, labels, _ = from_directory(files, (6, 8))
+    np.testing.assert_allclose(images[labels == 2], np.full((2, 6, 8, 3), (10, 200, 30)), atol=3)
+
+
+def test_a_folder_without_images_says_what_is_there(files):
+    (files / "c").mkdir()
+    (files / "c" / "x.tiff").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"c: expected images .* found 'c/x.tiff' \(.tiff: 1\)$"):
+        from_directory(files, (6, 8))

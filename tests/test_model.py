@@ -220,7 +220,7 @@ def test_unlabeled_data_as_an_argument(images, as_dataset):
     meta = images(8, seed=1)
     if as_dataset:
         data = dict(
-            x=batched((x, y.astype(np.uint8))), unlabeled_data=batched(more.astype(int)),
+            x=batched((x, y.astype(np.uint8))), unlabeled_data=batched(more),
             meta_data=batched(meta),
         )  # fmt: skip
         steps = 3 + 2
@@ -353,9 +353,12 @@ def test_unlabeled_images_get_the_dtype_of_the_others(images):
             return images
 
     model = compiled(dense_net(), warmup_epochs=0, augmentation=Spy())
-    model.fit(images(16), meta_data=images(8, seed=1), unlabeled_data=images(8)[0].astype(int),
-              batch_size=8, epochs=1, verbose=0)  # fmt: skip
-    assert seen == {"uint8"}
+    (x, y), (meta, right), (more, _) = images(16), images(8, seed=1), images(8)
+    model.fit(
+        x.astype(np.float32), y, meta_data=(meta.astype(np.float32), right),
+        unlabeled_data=more.astype(np.float64), batch_size=8, epochs=1, verbose=0,
+    )  # fmt: skip
+    assert seen == {"float32"}
 
 
 def test_the_label_head_can_start_from_a_nested_classifier(images):

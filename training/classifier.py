@@ -4,6 +4,7 @@ import contextlib
 import math
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -168,6 +169,21 @@ def max_pooling_in_float32(classifier):
     finally:
         for layer, policy in zip(layers, policies, strict=True):
             layer.dtype_policy = policy
+
+
+def scales_down(classifier):
+    """Whether a classifier begins by making small numbers of 0..255, by `Rescaling(1 / 255)` or so.
+
+    Layers without weights may come before that.
+    """
+    for layer in getattr(classifier, "layers", []):
+        if isinstance(layer, keras.layers.Rescaling):
+            return np.max(np.abs(layer.scale)) <= 1 / 100
+        if scales_down(layer):
+            return True
+        if layer.weights:
+            return False
+    return False
 
 
 def _refused(text):

@@ -19,6 +19,7 @@ from mln_keras.training.classifier import (
     check_logits,
     classifier_shapes,
     max_pooling_in_float32,
+    scales_down,
 )
 from mln_keras.training.evaluation import Evaluates
 from mln_keras.training.saving import SavesTraining
@@ -310,7 +311,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         *,
         meta_data=None,
         unlabeled_data=None,
-        batch_size=128,
+        batch_size=batches.BATCH_SIZE,
         epochs=1,
         initial_epoch=0,
         steps_per_epoch=None,
@@ -330,7 +331,8 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             x: the noisy data: images with `y` their labels, a pair (images, labels), or a
                 tf.data.Dataset of (images, labels) batches. Images (N, H, W, channels), an array
                 or `data.image_files.ImageFiles`; labels integer (N,) in [0, C), beside an array
-                also -1, for a sample without a label.
+                also -1, for a sample without a label. All images that a model sees are of one
+                integer type, or floats.
             meta_data: the clean data, a pair or a Dataset likewise; its batches come round again
                 and again, on across the epochs. Those of arrays are drawn anew in each round, in
                 which the samples that do not fill a batch sit out (see `shuffle_meta`); a Dataset
@@ -359,7 +361,8 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             FloatingPointError: where the loss is not finite, with epoch and step.
 
         Warns:
-            UserWarning: naming the classes of which a meta set of arrays holds no sample, where a
+            UserWarning: naming the classes of which a meta set of arrays holds few samples or none,
+                where float images in 0..1 meet a classifier that scales 0..255 down, where a
                 callback stopped the training before a later phase, and where one took the model
                 back to an earlier phase.
         """
@@ -385,6 +388,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         validation_data = self._validation(
             validation_data, data.image_dtype, validation_batch_size, validation_steps
         )
+        self._warn_of_scale(data)
         self._take_in(data)
         make = functools.partial(self._make_program, data, steps_per_epoch)
         self._look_ahead(data, [make(number, epochs_of) for number, epochs_of in planned])
@@ -534,6 +538,23 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         if self.image_dtype is None:
             with tensorflow_errors.in_one_line(), tf.device("CPU"):
                 check_logits(self.logits(data.first_images(2), training=False))
+
+    def _warn_of_scale(self, data):
+        """Warns of float images in 0..1 where the classifier divides by 255.
+
+        Of a Dataset it looks at the first batch.
+        """
+        is_new = self.image_dtype is None
+        if not (is_new and checks.is_float(data.image_dtype) and scales_down(self.classifier)):
+            return
+        with tensorflow_errors.in_one_line():
+            pixels = ops.convert_to_numpy(data.first_images(None))
+        if pixels.min() >= 0 and 0 < pixels.max() <= 1:
+            text = (
+                f"x: {data.image_dtype} images in 0..1, but the classifier begins with a "
+                f"Rescaling for 0..255; leave out the one or the other scaling"
+            )
+            warnings.warn(text, UserWarning, stacklevel=3)
 
     def _expected(self, dtype=None):
         return inputs.Expected(self.image_shape, self.num_classes, dtype)
