@@ -334,8 +334,8 @@ def test_the_seed_reaches_feature_dependent_noise(tmp_path):
 def test_without_a_file_a_teacher_of_the_seed_is_asked(tmp_path, monkeypatch, keras_home):
     source, calls = digits.load(), []
 
-    def probabilities(*arguments):
-        calls.append(arguments)
+    def probabilities(*arguments, say):
+        calls.append((*arguments, say))
         return np.eye(10)[(source.train_labels + 4) % 10]
 
     monkeypatch.setattr(teacher, "teacher_probabilities", probabilities)
@@ -345,9 +345,9 @@ def test_without_a_file_a_teacher_of_the_seed_is_asked(tmp_path, monkeypatch, ke
     if keras_home:
         home = tmp_path / keras_home
         monkeypatch.setenv("KERAS_HOME", str(home))
-    noisy = corrupt(source, "feature_dependent", 1.0, seed=5, build_teacher=digits.load)
+    noisy = corrupt(source, "feature_dependent", 1.0, seed=5, build_teacher=digits.load, say=repr)
     np.testing.assert_array_equal(noisy, (source.train_labels + 4) % 10)
-    assert calls == [(source, digits.load, str(home / "mln_keras_teachers" / "load"), 5)]
+    assert calls == [(source, digits.load, str(home / "mln_keras_teachers" / "load"), 5, repr)]
 
 
 @pytest.mark.parametrize(
