@@ -1,11 +1,12 @@
 """Batches as `tf.data.Dataset`s whose order is a function of seed and epoch."""
 
+import functools
 import math
 
 import numpy as np
 import tensorflow as tf
 
-from mln_keras.data import checks
+from mln_keras.data import checks, unreadable
 from mln_keras.data.checks import ArgumentError
 from mln_keras.data.image_files import ImageFiles
 
@@ -22,6 +23,9 @@ def batches(
     An order that depends on nothing but (seed, epoch) is what makes a resumed run equal an
     unbroken one: `tf.data.Dataset.shuffle` would start again from its first order.
 
+    In the place of a file that cannot be read comes the next sample once more, so that batches are
+    full and an epoch has its length; its name is then in `ImageFiles.unreadable`.
+
     Args:
         images: (N, H, W, C), any dtype, or `ImageFiles`.
         labels: integer (N,), -1 for a sample without a label.
@@ -36,7 +40,8 @@ def batches(
         int32 (batch_size,) where they are given, with N // batch_size batches an epoch.
 
     Raises:
-        ValueError: where the batch is larger than the split.
+        ValueError: where the batch is larger than the split. The data set raises an error where too
+            many files cannot be read; see `unreadable.check`.
     """
     checks.integer("batch_size", batch_size, 1)
     count, steps = len(images), len(images) // batch_size
@@ -51,32 +56,67 @@ def batches(
         columns = [images.names() if in_files else tf.convert_to_tensor(images)]
         columns += [tf.cast(column, tf.int32) for column in (labels, rows) if column is not None]
 
-    def indices(epoch):
-        order = tf.range(count)
-        if seed is not None:
-            of_epoch = (seed, tf.cast(epoch, tf.int32))
-            order = tf.random.experimental.stateless_shuffle(order, seed=of_epoch)
-        order = tf.reshape(order[: steps * batch_size], (steps, batch_size))
-        return tf.data.Dataset.from_tensor_slices(order)
+    def order(epoch):
+        with tf.device("CPU"):
+            places = tf.range(count)
+            if seed is not None:
+                of_epoch = (seed, tf.cast(epoch, tf.int32))
+                places = tf.random.experimental.stateless_shuffle(places, seed=of_epoch)
+            return places[: steps * batch_size]
 
     def gather(index):
-        index = tf.ensure_shape(index, [batch_size])
         return tuple(tf.gather(column, index) for column in columns)
 
-    dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(indices)
-    dataset = dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
     if in_files:
-        dataset = dataset.unbatch().map(
-            lambda path, *others: (images.decode(path), *others),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
+        dataset = _read(images, gather, order, epochs, steps * batch_size)
         dataset = dataset.batch(batch_size, drop_remainder=True)
+    else:
+        dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(
+            lambda epoch: tf.data.Dataset.from_tensor_slices(
+                tf.reshape(order(epoch), (steps, batch_size))
+            )
+        )
+        dataset = dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps * len(epochs)))
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+def _read(images, gather, order, epochs, an_epoch):
+    """The samples of `ImageFiles`, epoch after epoch, what cannot be read replaced by the next.
+
+    Args:
+        images: `ImageFiles`.
+        gather: function of a row number that returns the file's name and what belongs to it.
+        order: function of an epoch that returns its row numbers (an_epoch,).
+        epochs: range of the epochs' numbers.
+        an_epoch: samples an epoch.
+    """
+    missed, order_of = {}, functools.lru_cache(1)(lambda epoch: order(epoch).numpy())
+
+    def rows_of(start, stop):
+        numbers = tf.data.Dataset.range(start, stop)
+        return numbers.flat_map(lambda e: tf.data.Dataset.from_tensor_slices(order(e)))
+
+    def read(row):
+        path, *others = gather(row)
+        return images.decode(path), *others
+
+    def note(first, end):
+        for number in range(first, end):
+            epoch, place = divmod(number, an_epoch)
+            missed[images.paths[order_of(epochs.start + epoch)[place]]] = None
+        images.unreadable.update(missed)
+        unreadable.check(missed, len(images))
+
+    return unreadable.without_gaps(
+        rows_of(epochs.start, epochs.stop), read, an_epoch * len(epochs), note,
+        following=rows_of(epochs.stop, epochs.stop + 1),
+    )  # fmt: skip
+
+
 def in_order(images, labels, batch_size):
-    """Every sample once, in order; the last batch may be smaller.
+    """Every sample once, in order; the last batch may be smaller. Files that cannot be read are
+    left out.
 
     Args:
         images: (N, H, W, C), any dtype, or `ImageFiles`.
@@ -87,7 +127,15 @@ def in_order(images, labels, batch_size):
         tf.data.Dataset of (images (n, H, W, C), labels (n,)).
     """
     if isinstance(images, ImageFiles):
-        return images.dataset(labels, batch_size)
+        rows = np.arange(len(images), dtype=np.int32)
+        numbered = images.dataset(rows, batch_size)
+        labels = tf.constant(labels)
+
+        def readable(images, rows):
+            is_there = rows >= 0
+            return images[is_there], tf.gather(labels, rows[is_there])
+
+        return numbered.map(readable)
     samples = tf.data.Dataset.from_tensor_slices((images, labels))
     return samples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 

@@ -9,6 +9,7 @@ from mln_keras.data.checks import ArgumentError
 from mln_keras.data.image_headers import MISREADS
 
 WRONG_LABELS = re.compile(r"<<(\w+): (expected labels in .*?)>>")
+OWN = re.compile(r"<<(.*?)>>", re.DOTALL)
 NOT_OPENED = re.compile(
     r"(?:with iterator: \S+|\}\}) (.*?); ([A-Z][\w ]+)(?= \[Op|\s+\[\[)", re.DOTALL
 )
@@ -35,6 +36,8 @@ def in_one_line():
         text = str(error)
         if found := WRONG_LABELS.search(text):
             raise ArgumentError(found[1], found[2]) from None
+        if found := OWN.search(text):
+            raise ValueError(found[1]) from None
         if "DecodeImage" in text or MISREADS in text:
             raise ValueError(
                 "an image file cannot be decoded; ImageFiles.find_damaged() names it"
