@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import keras
+
 from mln_keras.layers import RandomFlipCrop, cnn8, digits_cnn
 
 
@@ -12,24 +14,27 @@ class Recipe:
     """What a data set is trained with; the flags of the same names replace it.
 
     Attributes:
-        build_classifier: function without arguments, returns a Keras model from uint8 images in
-            0..255 to logits (N, C).
+        build_classifier: function of the number of classes, returns a Keras model from uint8
+            images in 0..255 to logits (N, C). Where the images are files, of their size too.
         build_augmentation: function of `vertical_flip`, returns a layer for uint8 images.
         noise: one of `data.corruption.NAMES`.
-        noise_ratio: share of wrong labels, in [0, 1]; see `data.corruption.corrupt`.
-        meta_size, batch_size: samples.
+        noise_ratio: share of wrong labels, in [0, 1], or None; see `data.corruption.corrupt`.
+        meta_size, batch_size: samples; a meta size of None is all that there are.
         epochs: of both phases, the first `warmup_epochs` of them phase 1.
         learning_rate: λ; divided by 10 at each of the epochs (0-based) in `learning_rate_drops`.
         meta_learning_rate, inner_learning_rate: β and α.
         unlabeled_size: training samples that lose their label.
         vertical_flip: whether the augmentation mirrors images top to bottom, too.
+        image_size: side of the square images, in pixels, where they are read from files, else None.
+        resize: side to which an image file is scaled before its centre is taken, or None.
+        top_k: another number of guesses whose test accuracy is measured, or None.
     """
 
     build_classifier: Callable
     build_augmentation: Callable
     noise: str
-    noise_ratio: float
-    meta_size: int
+    noise_ratio: float | None
+    meta_size: int | None
     epochs: int
     warmup_epochs: int
     batch_size: int
@@ -39,6 +44,21 @@ class Recipe:
     inner_learning_rate: float = 1.0
     unlabeled_size: int = 0
     vertical_flip: bool = True
+    image_size: int | None = None
+    resize: int | None = None
+    top_k: int | None = None
+
+    def classifier(self, num_classes):
+        """The untrained classifier for so many classes."""
+        if self.image_size is None:
+            return self.build_classifier(num_classes)
+        return self.build_classifier(num_classes, (self.image_size, self.image_size, 3))
+
+    def loader_options(self):
+        """What the loader of image files takes besides the data directory, a dict."""
+        if self.image_size is None:
+            return {}
+        return {"size": (self.image_size,) * 2, "resize": (self.resize,) * 2}
 
     def learning_rate_at(self, epoch):
         return self.learning_rate * 0.1 ** sum(epoch >= drop for drop in self.learning_rate_drops)
@@ -54,6 +74,34 @@ class Recipe:
         return dataclasses.replace(self, **given)
 
 
+def _backbone(name, weights):
+    """Placeholder of `layers.backbone`."""
+
+    def build(num_classes, input_shape):
+        images = keras.Input(input_shape, name="images")
+        network = getattr(keras.applications, name)(
+            include_top=False, weights=weights, pooling="avg", input_shape=input_shape
+        )
+        x = network(keras.layers.Rescaling(1 / 127.5, offset=-1.0)(images))
+        return keras.Model(images, keras.layers.Dense(num_classes)(x))
+
+    build.__name__ = name
+    return build
+
+
+_FLIP = functools.partial(RandomFlipCrop, 0)
+_RESNET = {
+    "build_classifier": _backbone("ResNet50", "imagenet"),
+    "build_augmentation": _FLIP,
+    "noise": "own",
+    "noise_ratio": None,
+    "meta_learning_rate": 1e-3,
+    "batch_size": 32,
+    "vertical_flip": False,
+    "image_size": 224,
+    "resize": 256,
+}
+# Where Section IV-B and the authors' program differ, REPRODUCE.md says what is taken and why.
 RECIPES = {
     "digits": Recipe(
         build_classifier=digits_cnn,
@@ -81,5 +129,65 @@ RECIPES = {
         learning_rate=1e-2,
         learning_rate_drops=(41, 81),  # the text says 40 and 80; the authors' program ran this
         meta_learning_rate=1e-2,
+    ),
+    "cifar100": Recipe(  # not in the paper
+        build_classifier=cnn8,
+        build_augmentation=functools.partial(RandomFlipCrop, 4),
+        noise="uniform",
+        noise_ratio=0.4,
+        meta_size=5000,
+        epochs=120,
+        warmup_epochs=44,
+        batch_size=128,
+        learning_rate=0.1,
+        learning_rate_drops=(41, 81),
+        meta_learning_rate=1e-2,
+    ),
+    "clothing1m": Recipe(
+        **_RESNET,
+        meta_size=None,
+        epochs=10,
+        warmup_epochs=1,
+        learning_rate=1e-3,
+        learning_rate_drops=(5,),
+    ),
+    "webvision": Recipe(
+        **_RESNET
+        | {
+            "build_classifier": _backbone("InceptionResNetV2", None),
+            "batch_size": 16,
+            "image_size": 299,
+            "resize": 320,
+        },
+        meta_size=None,
+        epochs=30,
+        warmup_epochs=14,
+        learning_rate=1e-2,
+        learning_rate_drops=(12,),
+        top_k=5,
+    ),
+    "food101n": Recipe(  # not in the paper
+        **_RESNET,
+        meta_size=10000,
+        epochs=20,
+        warmup_epochs=6,
+        learning_rate=1e-3,
+        learning_rate_drops=(5, 10),
+    ),
+    "folders": Recipe(
+        **_RESNET,
+        meta_size=None,
+        epochs=10,
+        warmup_epochs=1,
+        learning_rate=1e-3,
+        learning_rate_drops=(5,),
+    ),
+    "table": Recipe(
+        **_RESNET,
+        meta_size=None,
+        epochs=10,
+        warmup_epochs=1,
+        learning_rate=1e-3,
+        learning_rate_drops=(5,),
     ),
 }
