@@ -8,6 +8,7 @@ import functools
 import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -18,8 +19,8 @@ from mln_keras.training.callbacks import PhasedCallbacks
 from mln_keras.training.classifier import (
     check_logits,
     classifier_shapes,
-    max_pooling_in_float32,
     scales_down,
+    twice_differentiable_max_pooling,
 )
 from mln_keras.training.evaluation import Evaluates
 from mln_keras.training.saving import SavesTraining
@@ -152,8 +153,10 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
     def logits(self, images, training):
         """f_θ(x) before its softmax, float32 (N, C), of images (N, H, W, channels)."""
         images = ops.cast(images, keras.config.floatx())
-        # Not for a whole `fit`: what a callback saves is to have the user's policies.
-        with max_pooling_in_float32(self.classifier) if training else contextlib.nullcontext():
+        with (
+            twice_differentiable_max_pooling(self.classifier)
+            if training and self.second_order else contextlib.nullcontext()
+        ):
             logits = self.classifier(images, training=training)
         return ops.cast(logits, keras.config.floatx())
 
