@@ -9,6 +9,7 @@ from absl import flags
 from mln_keras.command.recipes import RECIPES
 from mln_keras.data import checks, corrections, corruption, label_files
 from mln_keras.data.checks import ArgumentError
+from mln_keras.layers.backbones import OWN, known_name
 from mln_keras.methods import METHODS
 
 
@@ -44,6 +45,10 @@ def define_flags():
            "once a seed, and keep its probabilities in ~/.keras/mln_keras_teachers.")
     define("integer", "meta_size", None, "Number of clean meta samples. Where no default is "
            "named, all that there are.")
+    define("string", "backbone", None, "The network: cnn8, digits_cnn, or one of "
+           "keras.applications by its name, as ResNet50.")
+    define("string", "weights", None, "Of the network, before training: imagenet, a file, or "
+           "none for random ones.")
     define("integer", "image_size", None, "Side of the square that is taken out of the middle of "
            "an image file, in pixels.")
     define("integer", "resize", None, "Side of the square to which an image file is scaled "
@@ -129,7 +134,8 @@ def settings_of(given):
     checks.one_of("dataset", settings["dataset"], RECIPES)
     if given["method"] is not None:
         checks.one_of("method", given["method"], METHODS)
-    recipe = _with_image_size(RECIPES[settings["dataset"]], given).with_flags(settings)
+    recipe = _with_image_size(RECIPES[settings["dataset"]], given)
+    recipe = _with_network(recipe.with_flags(settings), given)
     recipe = _with_labels(recipe, given)
     settings |= {name: getattr(recipe, name) for name in settings if hasattr(recipe, name)}
     _check_ranges(settings)
@@ -156,6 +162,14 @@ def _with_image_size(recipe, given):
     if size is None or given["resize"] is not None:
         return recipe
     return dataclasses.replace(recipe, resize=round(size * recipe.resize / recipe.image_size))
+
+
+def _with_network(recipe, given):
+    """The recipe with its network by the name that it has; this project's own have no weights."""
+    name = known_name(recipe.backbone)
+    has_none = name in OWN and given["weights"] is None
+    weights = "none" if has_none else recipe.weights
+    return dataclasses.replace(recipe, backbone=name, weights=weights)
 
 
 def _with_labels(recipe, given):

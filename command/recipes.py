@@ -4,9 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-import keras
-
-from mln_keras.layers import RandomFlipCrop, cnn8, digits_cnn
+from mln_keras.layers import RandomFlipCrop, backbone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,8 +12,7 @@ class Recipe:
     """What a data set is trained with; the flags of the same names replace it.
 
     Attributes:
-        build_classifier: function of the number of classes, returns a Keras model from uint8
-            images in 0..255 to logits (N, C). Where the images are files, of their size too.
+        backbone, weights: the network by its name, as `layers.backbone`; "none" for random weights.
         build_augmentation: function of `vertical_flip`, returns a layer for uint8 images.
         noise: one of `data.corruption.NAMES`.
         noise_ratio: share of wrong labels, in [0, 1], or None; see `data.corruption.corrupt`.
@@ -30,7 +27,7 @@ class Recipe:
         top_k: another number of guesses whose test accuracy is measured, or None.
     """
 
-    build_classifier: Callable
+    backbone: str
     build_augmentation: Callable
     noise: str
     noise_ratio: float | None
@@ -44,15 +41,15 @@ class Recipe:
     inner_learning_rate: float = 1.0
     unlabeled_size: int = 0
     vertical_flip: bool = True
+    weights: str = "none"
     image_size: int | None = None
     resize: int | None = None
     top_k: int | None = None
 
-    def classifier(self, num_classes):
-        """The untrained classifier for so many classes."""
-        if self.image_size is None:
-            return self.build_classifier(num_classes)
-        return self.build_classifier(num_classes, (self.image_size, self.image_size, 3))
+    def classifier(self, num_classes, input_shape):
+        """A new classifier, for so many classes and images (H, W, channels)."""
+        weights = None if self.weights == "none" else self.weights
+        return backbone(self.backbone, num_classes, input_shape, weights)
 
     def loader_options(self):
         """What the loader of image files takes besides the data directory, a dict."""
@@ -74,24 +71,10 @@ class Recipe:
         return dataclasses.replace(self, **given)
 
 
-def _backbone(name, weights):
-    """Placeholder of `layers.backbone`."""
-
-    def build(num_classes, input_shape):
-        images = keras.Input(input_shape, name="images")
-        network = getattr(keras.applications, name)(
-            include_top=False, weights=weights, pooling="avg", input_shape=input_shape
-        )
-        x = network(keras.layers.Rescaling(1 / 127.5, offset=-1.0)(images))
-        return keras.Model(images, keras.layers.Dense(num_classes)(x))
-
-    build.__name__ = name
-    return build
-
-
 _FLIP = functools.partial(RandomFlipCrop, 0)
 _RESNET = {
-    "build_classifier": _backbone("ResNet50", "imagenet"),
+    "backbone": "ResNet50",
+    "weights": "imagenet",
     "build_augmentation": _FLIP,
     "noise": "own",
     "noise_ratio": None,
@@ -104,7 +87,7 @@ _RESNET = {
 # Where Section IV-B and the authors' program differ, REPRODUCE.md says what is taken and why.
 RECIPES = {
     "digits": Recipe(
-        build_classifier=digits_cnn,
+        backbone="digits_cnn",
         build_augmentation=functools.partial(RandomFlipCrop, 1, False),
         noise="class_dependent",
         noise_ratio=0.4,
@@ -118,7 +101,7 @@ RECIPES = {
         vertical_flip=False,
     ),
     "cifar10": Recipe(
-        build_classifier=cnn8,
+        backbone="cnn8",
         build_augmentation=functools.partial(RandomFlipCrop, 4),
         noise="uniform",
         noise_ratio=0.4,
@@ -131,7 +114,7 @@ RECIPES = {
         meta_learning_rate=1e-2,
     ),
     "cifar100": Recipe(  # not in the paper
-        build_classifier=cnn8,
+        backbone="cnn8",
         build_augmentation=functools.partial(RandomFlipCrop, 4),
         noise="uniform",
         noise_ratio=0.4,
@@ -154,7 +137,8 @@ RECIPES = {
     "webvision": Recipe(
         **_RESNET
         | {
-            "build_classifier": _backbone("InceptionResNetV2", None),
+            "backbone": "InceptionResNetV2",
+            "weights": "none",
             "batch_size": 16,
             "image_size": 299,
             "resize": 320,

@@ -141,7 +141,8 @@ def load_splits(settings, recipe):
         data_dir=settings["data_dir"],
         probabilities_file=settings["noise_probs"],
         labels_file=settings["noise_labels"] and settings["noise_labels"]["file"],
-        build_teacher=recipe.build_classifier,
+        network=recipe.backbone,
+        build_teacher=recipe.classifier,
     )
     splits = splits.with_labels(labels)
     for file in settings["corrections"] or ():
@@ -207,7 +208,7 @@ def run(settings, recipe, splits, callbacks=()):
         callbacks: Keras callbacks that come before what records an epoch and saves it.
     """
     directory = settings["output_dir"]
-    model = build_model(settings, recipe, len(splits.class_names))
+    model = build_model(settings, recipe, len(splits.class_names), splits.train_images.shape[1:])
     _, epochs, learning_rate_at = plan_of(settings, recipe)
     state, weights = checkpoints.load_checkpoint(directory)
     if model.keeps_samples:
@@ -268,8 +269,8 @@ def plan_of(settings, recipe):
     return options, epochs, learning_rate_at
 
 
-def build_model(settings, recipe, num_classes):
-    """The recipe's model for so many classes, compiled.
+def build_model(settings, recipe, num_classes, image_shape):
+    """The recipe's model for so many classes and images (H, W, channels), compiled.
 
     Sets Keras' global seed and dtype policy, which stay so.
     """
@@ -277,7 +278,7 @@ def build_model(settings, recipe, num_classes):
     keras.config.set_dtype_policy("mixed_bfloat16" if settings["mixed_precision"] else "float32")
     options, _, _ = plan_of(settings, recipe)
     model = METHODS[settings["method"]](
-        recipe.classifier(num_classes),
+        recipe.classifier(num_classes, image_shape),
         augmentation=recipe.build_augmentation(vertical_flip=recipe.vertical_flip),
         shuffle_meta=False,  # their order is drawn already, with the split
         seed=settings["seed"],

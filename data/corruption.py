@@ -18,8 +18,8 @@ def in_words(name, ratio):
 
 
 def corrupt(
-    source, name, ratio, seed, *, data_dir=None, probabilities_file=None, labels_file=None,
-    build_teacher,
+    source, name, ratio, seed, *, data_dir=None, labels_file=None, probabilities_file=None,
+    build_teacher, network="other",
 ):  # fmt: skip
     """The training labels of a data set, corrupted.
 
@@ -34,8 +34,9 @@ def corrupt(
         labels_file: as `label_files.read`, for "file".
         probabilities_file: .npy for "feature_dependent"; None trains a teacher, whose
             probabilities are cached in $KERAS_HOME (~/.keras), in mln_keras_teachers.
-        build_teacher: function of the number of classes that returns a classifier for that
-            teacher; one of another name has another cache.
+        build_teacher: function of the number of classes and the images' shape (H, W, channels)
+            that returns a classifier for that teacher.
+        network: what that classifier is called, which its cache is named after.
 
     Returns:
         int32 (N,).
@@ -66,9 +67,9 @@ def corrupt(
         if probabilities_file is not None:
             probabilities = teacher.load_probabilities(probabilities_file, source)
         else:
-            network = getattr(build_teacher, "__name__", "other")
             cache = os.path.join(keras_home(), "mln_keras_teachers", network)
-            build = functools.partial(build_teacher, num_classes)
+            shape = source.train_images.shape[1:]
+            build = functools.partial(build_teacher, num_classes, shape)
             probabilities = teacher.teacher_probabilities(source, build, cache, seed)
         return noise.feature_dependent(labels, ratio, probabilities, seed)
     if not source.human_labels:
