@@ -135,7 +135,7 @@ def test_an_older_best_epoch_is_not_written_over_a_newer_one(tmp_path, monkeypat
 
 def test_a_best_epoch_between_two_checkpoints_is_saved_whole(tmp_path):
     """With its optimizers, while the training that goes on keeps its own."""
-    splits, model = splits_of(*SHORT), run.build_model(*settings_and_recipe(*SHORT))
+    splits, model = splits_of(*SHORT), model_of(*SHORT)
 
     def state():
         parts = (model, model.optimizer, model.meta_optimizer)

@@ -65,7 +65,6 @@ class Evaluates:
             ArgumentError: for arrays that do not fit the model.
         """
         inputs.check_evaluated("x", (images, labels), self._expected(self.image_dtype))
-        count = np.sum(np.asarray(labels) >= 0)
         if isinstance(images, ImageFiles):
             parts = images.dataset(np.asarray(labels, np.int32), batch_size)
             parts = parts.map(lambda *batch: tuple(part[None] for part in batch))
@@ -75,8 +74,11 @@ class Evaluates:
             parts = [(batches.converted(images) if held is None else held, labels)]
 
         def measure():  # without a division in the graph, where one by a constant is a product
+            sums, count = [], 0
             with tensorflow_errors.in_one_line():
-                sums = [self._sum_up(*part, top_k) for part in parts]
+                for images, labels in parts:
+                    sums.append(self._sum_up(images, labels, top_k))
+                    count += np.sum(np.asarray(labels) >= 0)  # a file may be found unreadable
             return tuple(float(sum(map(float, totals)) / count) for totals in zip(*sums))
 
         return measure
