@@ -31,8 +31,8 @@ def apply(path, given_labels, class_names=None, files=None):
 
     Raises:
         ArgumentError: naming `corrections`, the file and the line: where it cannot be read, has
-            other columns, an index outside, an unknown class or action, a given label or file that is
-            not the data's, or one index twice with different decisions.
+            other columns, an index outside, an unknown class or action, a given label or file that
+            is not the data's, or one index twice with different decisions.
     """
     given_labels = np.asarray(given_labels)
     if class_names is None:

@@ -5,9 +5,9 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import SHORT, names, settings_and_recipe, splits_of
+from runs import SHORT, model_of, names, splits_of
 
-from mln_keras.command import checkpoints, results, run
+from mln_keras.command import checkpoints, results
 from mln_keras.command.files import read_csv
 from mln_keras.training.phases import Phase
 

@@ -129,7 +129,8 @@ def test_the_model_of_cifar10_is_the_papers():
     expected = {"padding": 4, "horizontal_flip": True, "vertical_flip": True}
     assert isinstance(model.augmentation, RandomFlipCrop)
     assert {name: getattr(model.augmentation, name) for name in expected} == expected
-    changed = model_of("--dataset", "cifar10", image_shape=(32, 32, 3), "--novertical_flip").augmentation
+    flags = ("--dataset", "cifar10", "--novertical_flip")
+    changed = model_of(*flags, image_shape=(32, 32, 3)).augmentation
     assert {n: getattr(changed, n) for n in expected} == expected | {"vertical_flip": False}
     expected = {
         "warmup_epochs": 44, "feature_extractor": None, "inner_learning_rate": 1.0,
@@ -192,8 +193,8 @@ BOTH = ", ".join(METHODS)
 # What each bad line of flags is answered with; of these flags the message begins with the last.
 REFUSED = {
     "--dataset mnist": f"expected one of {', '.join(RECIPES)}, received 'mnist'",
-    "--noise salt": "expected one of none, uniform, class_dependent, feature_dependent, human, own, "
-    "file, received 'salt'",
+    "--noise salt": "expected one of none, uniform, class_dependent, feature_dependent, human, "
+    "own, file, received 'salt'",
     "--noise own": "digits has right labels; expected none, uniform, class_dependent, "
     "feature_dependent, human",
     "--noise file": "for labels of a file give --noise_labels only",
