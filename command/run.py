@@ -143,6 +143,7 @@ def load_splits(settings, recipe):
         labels_file=settings["noise_labels"] and settings["noise_labels"]["file"],
         network=recipe.backbone,
         build_teacher=recipe.classifier,
+        say=say,
     )
     splits = splits.with_labels(labels)
     for file in settings["corrections"] or ():

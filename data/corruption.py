@@ -19,7 +19,7 @@ def in_words(name, ratio):
 
 def corrupt(
     source, name, ratio, seed, *, data_dir=None, labels_file=None, probabilities_file=None,
-    build_teacher, network="other",
+    build_teacher, network="other", say=print,
 ):  # fmt: skip
     """The training labels of a data set, corrupted.
 
@@ -37,6 +37,7 @@ def corrupt(
         build_teacher: function of the number of classes and the images' shape (H, W, channels)
             that returns a classifier for that teacher.
         network: what that classifier is called, which its cache is named after.
+        say: function that is told, in a line, what becomes of the teacher.
 
     Returns:
         int32 (N,).
@@ -70,7 +71,7 @@ def corrupt(
             cache = os.path.join(keras_home(), "mln_keras_teachers", network)
             shape = source.train_images.shape[1:]
             build = functools.partial(build_teacher, num_classes, shape)
-            probabilities = teacher.teacher_probabilities(source, build, cache, seed)
+            probabilities = teacher.teacher_probabilities(source, build, cache, seed, say=say)
         return noise.feature_dependent(labels, ratio, probabilities, seed)
     if not source.human_labels:
         raise ArgumentError("noise", f"{source.name} has no human labels")

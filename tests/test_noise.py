@@ -334,8 +334,8 @@ def test_the_seed_reaches_feature_dependent_noise(tmp_path):
 def test_without_a_file_a_teacher_of_the_seed_is_asked(tmp_path, monkeypatch, keras_home):
     source, calls = digits.load(), []
 
-    def probabilities(*arguments):
-        calls.append(arguments)
+    def probabilities(*arguments, say):
+        calls.append((*arguments, say))
         return np.eye(10)[(source.train_labels + 4) % 10]
 
     monkeypatch.setattr(teacher, "teacher_probabilities", probabilities)
@@ -351,7 +351,7 @@ def test_without_a_file_a_teacher_of_the_seed_is_asked(tmp_path, monkeypatch, ke
     np.testing.assert_array_equal(noisy, (source.train_labels + 4) % 10)
     ((given, build, *rest),) = calls
     assert given is source and build() == (10, (8, 8, 1))
-    assert rest == [str(home / "mln_keras_teachers" / "tiny"), 5]
+    assert rest == [str(home / "mln_keras_teachers" / "tiny"), 5, print]
 
 
 def with_human_labels(change):

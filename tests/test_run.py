@@ -503,9 +503,13 @@ def test_a_disk_that_has_no_room_for_a_checkpoint_is_seen_before(tmp_path, capsy
     assert tree(tmp_path / "run") == ["checkpoint"]
 
 
-@pytest.mark.parametrize("line", [" on CPU: ", "epoch   1  ", "test accuracy, %"])
+@pytest.mark.parametrize(
+    ("line", "noise"),
+    [(" on CPU: ", "none"), ("epoch   1  ", "none"), ("test accuracy, %", "none"),
+     ("teacher: 10 epochs", "feature_dependent"), ("teacher: epoch 2", "feature_dependent")],
+)  # fmt: skip
 def test_standard_output_that_is_full_is_not_taken_for_the_directory(
-    tmp_path, capsys, monkeypatch, line
+    tmp_path, capsys, monkeypatch, line, noise
 ):
     class Full(io.StringIO):
         def write(self, text):
@@ -514,7 +518,8 @@ def test_standard_output_that_is_full_is_not_taken_for_the_directory(
             return super().write(text)
 
     monkeypatch.setattr(sys, "stdout", Full())
-    flags = ("--dataset", "digits", "--method", "cross_entropy", "--epochs", 1)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    flags = ("--dataset", "digits", "--method", "cross_entropy", "--epochs", 1, "--noise", noise)
     assert main(*flags, "--output_dir", tmp_path / "run") == 1
     full = "cannot write to standard output (No space left on device)"
     assert capsys.readouterr().err == f"mln_keras.py: {full}\n"
