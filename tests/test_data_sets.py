@@ -87,6 +87,16 @@ def test_the_kinds_of_files_are_read_as_they_are_seen(tmp_path):
         assert np.ptp(means[kind]) < 1
 
 
+def test_webvision_names_its_classes_where_their_names_are(written):
+    where, _ = written("webvision", kinds=("jpeg",))
+    lines = [f"n{i:08d} fish {i}, Piscis {i}" for i in range(1000)]
+    (where / "info" / "synsets.txt").write_text("\n".join(lines))
+    assert load("webvision", where).class_names[3] == "n00000003 fish 3"
+    (where / "info" / "synsets.txt").write_text("\n".join(lines[:49]))
+    with pytest.raises(ArgumentError, match="^data_dir: .*synsets.txt: expected a line for each"):
+        load("webvision", where)
+
+
 @pytest.mark.parametrize("name", ["clothing1m", "webvision", "food101n", "table"])
 def test_files_that_are_missing_are_left_to_the_reader_of_images(name, written):
     where, expected = written(name, kinds=("jpeg",) * 6 + ("missing",))
