@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from mln_keras.data import checks
+from mln_keras.data import batches, checks
 from mln_keras.data.checks import ArgumentError
 from mln_keras.layers import LabelHead, cross_entropy, entropy, kl_divergence
 from mln_keras.training.classifier import find_features, last_dense
@@ -268,10 +268,8 @@ class MetaLabelNet(NoisyLabelModel):
         if self.phase == 1:
             raise ArgumentError("soft_labels", "the label head learns in phase 2, not yet begun")
         checks.images("images", images, self.image_shape, self.image_dtype)
-        spans = range(0, max(1, len(images)), batch_size)
-        return np.concatenate([
-            self._write_soft_labels(np.asarray(images[i : i + batch_size])) for i in spans
-        ])
+        spans = batches.spans(images, batch_size)
+        return np.concatenate([self._write_soft_labels(span) for span in spans])
 
 
 def meta_gradient(model, tape, g, φ, α, meta_batch, moves_batch_norm=True):

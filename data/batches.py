@@ -6,12 +6,13 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from mln_keras.data import checks, unreadable
+from mln_keras.data import checks, tensorflow_errors, unreadable
 from mln_keras.data.checks import ArgumentError
 from mln_keras.data.image_files import ImageFiles
 
 HELD_BYTES = 2**30
 BATCH_SIZE = 128  # the default
+INFERENCE_PIXELS = 1000 * 32 * 32  # of a batch, at most
 MANY = 2**31 - 1  # rounds, as many as an int32 counts
 
 
@@ -138,6 +139,26 @@ def in_order(images, labels, batch_size):
         return numbered.map(readable)
     samples = tf.data.Dataset.from_tensor_slices((images, labels))
     return samples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def for_inference(images):
+    """How many of these images are computed at once where nothing is learned: 32 to 1000."""
+    return min(max(INFERENCE_PIXELS // (images.shape[1] * images.shape[2]), 32), 1000)
+
+
+def spans(images, batch_size):
+    """Yields every image once, in order, in arrays (n, H, W, channels) of at most this many.
+
+    Args:
+        images: array (N, H, W, channels) or `ImageFiles`.
+        batch_size: images at a time.
+    """
+    if isinstance(images, ImageFiles):
+        with tensorflow_errors.in_one_line():
+            yield from images.dataset(batch_size=batch_size).as_numpy_iterator()
+    else:
+        for start in range(0, max(1, len(images)), batch_size):
+            yield np.asarray(images[start : start + batch_size])
 
 
 def mix(noisy, unlabeled, epochs=range(1)):

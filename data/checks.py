@@ -68,7 +68,7 @@ def keras_settings():
 def image_dtype(received, expected, name="images"):
     """Refuses images whose scale need not be that of the training images.
 
-    Integers have to be of one type, as uint16 may reach 65535 and bool 1. Floats are not told apart.
+    Integers have to be of one type: uint16 may reach 65535, and bool 1. Floats are not told apart.
 
     Args:
         received: dtype of images, TensorFlow's or NumPy's, or its name.
@@ -76,14 +76,16 @@ def image_dtype(received, expected, name="images"):
         name: of the argument, for the error.
 
     Raises:
-        ArgumentError: for images of another type, and for what are no real numbers.
+        ArgumentError: for images of another type, and for those that are not real numbers.
     """
     received = np.dtype(getattr(received, "as_numpy_dtype", received))
-    if not _is_float(received) and received.kind not in "biu":
-        raise ArgumentError(name, f"expected images of integers or floats, received {received.name}")
+    if not is_float(received) and received.kind not in "biu":
+        raise ArgumentError(
+            name, f"expected images of integers or floats, received {received.name}"
+        )
     if expected is None or received.name == expected:
         return
-    if not (_is_float(received) and _is_float(np.dtype(expected))):
+    if not (is_float(received) and is_float(expected)):
         raise ArgumentError(
             name,
             f"expected {expected} images, as in training, received {received.name}; "
@@ -91,7 +93,9 @@ def image_dtype(received, expected, name="images"):
         )
 
 
-def _is_float(dtype):
+def is_float(dtype):
+    """Whether a NumPy dtype, or that of a name, is of floats, which bfloat16 is too."""
+    dtype = np.dtype(dtype)
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
@@ -101,7 +105,7 @@ def finite(name, images):
     Raises:
         ArgumentError: saying how many images those are, and the first one's index.
     """
-    if not _is_float(images.dtype):
+    if not is_float(images.dtype):
         return
     with np.errstate(all="ignore"):
         if np.isfinite(images.sum()):
@@ -149,7 +153,7 @@ def label_range(num_classes, allow_unlabeled):
 def label_hint(shape, is_float):
     """How to mend labels that are no vector of integers, at the end of an error; "" if unknown."""
     if len(shape) == 2 and shape[1] == 1:
-        return "; of labels in a column pass [:, 0]"
+        return "; of labels in a column pass labels[:, 0]"
     if len(shape) == 2:
         return "; of one-hot labels pass argmax(-1)"
     return "; convert them to int32" if len(shape) == 1 and is_float else ""

@@ -1,9 +1,9 @@
-"""The picture in an image file: decoded by TensorFlow, upright, and of the size that is asked for."""
+"""The picture in an image file: decoded by TensorFlow, upright, of the size that is asked for."""
 
 import numpy as np
 import tensorflow as tf
 
-from mln_keras.data import image_headers
+from mln_keras.data import image_headers, tensorflow_errors
 
 # Of each orientation of EXIF: whether rows and columns run backwards, and are swapped after that.
 TURNS = (
@@ -26,7 +26,7 @@ def decode(path, size, resize):
     image = tf.io.decode_image(content, channels=3, expand_animations=False)
     with tf.control_dependencies([image]):  # so what comes now need not fear a damaged file
         orientation = _orientation(content)
-    # An image is turned when it is small. One that lies on its side has rows for columns until then.
+    # An image is turned when it is small; until then, of one on its side, rows are columns.
     for side in tf.unstack(tf.gather(_sides(size, resize), orientation - 1)):
         image = _swap_axes(_resize_rows(image, *tf.unstack(side)))
     image = tf.cond(orientation > 1, lambda: _turn(image, orientation), lambda: image)
@@ -34,15 +34,23 @@ def decode(path, size, resize):
 
 
 def _orientation(content):
-    """`image_headers.orientation` as an operation; most files do not wait for Python."""
+    """`image_headers.orientation` as an operation; most files do not wait for Python.
+
+    It fails for a file that TensorFlow misreads.
+    """
 
     def ask():
-        return tf.numpy_function(
-            lambda content: np.int32(image_headers.orientation(content)), [content], tf.int32,
-            stateful=False,
-        )  # fmt: skip
+        return tf.numpy_function(_orientation_in_python, [content], tf.int32, stateful=False)
 
-    return tf.ensure_shape(tf.cond(_is_bare(content), lambda: tf.constant(1), ask), ())
+    found = tf.ensure_shape(tf.cond(_is_bare(content), lambda: tf.constant(1), ask), ())
+    # An exception of Python's would print its traceback.
+    with tf.control_dependencies([tf.debugging.Assert(found > 0, [tensorflow_errors.MISREAD])]):
+        return tf.identity(found)
+
+
+@tf.autograph.experimental.do_not_convert  # which takes longer than the function
+def _orientation_in_python(content):
+    return np.int32(image_headers.orientation(content))
 
 
 def _is_bare(content):

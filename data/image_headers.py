@@ -1,6 +1,5 @@
 """What the header of an image file says and TensorFlow passes over, read in plain Python."""
 
-MISREADS = "TensorFlow misreads"  # in every error
 BGRX_MASKS = bytes.fromhex("0000ff00 00ff0000 ff000000")  # of red, green and blue
 
 
@@ -10,17 +9,17 @@ def orientation(content):
     EXIF is read in JPEG, PNG and WebP files.
 
     Args:
-        content: bytes, the whole file.
+        content: bytes, the whole file, which TensorFlow has decoded.
 
-    Raises:
-        ValueError: for a BMP or a GIF file of which TensorFlow makes another picture.
+    Returns:
+        int; 0 for a BMP or a GIF file of which TensorFlow makes another picture.
     """
-    exif = b""
     if content.startswith(b"BM"):
-        _check_bmp(content)
-    elif content.startswith(b"GIF"):
-        _check_gif(content)
-    elif content.startswith(b"\xff\xd8"):
+        return int(_bmp_is_read(content))
+    if content.startswith(b"GIF"):
+        return int(_gif_is_read(content))
+    exif = b""
+    if content.startswith(b"\xff\xd8"):
         exif = _jpeg_exif(content).removeprefix(b"Exif\0\0")
     elif content.startswith(b"\x89PNG"):
         exif = _png_exif(content)
@@ -73,30 +72,30 @@ def _orientation_tag(exif):
         return int.from_bytes(exif[at : at + size], order)
 
     directory = number(4, 4)
-    for entry in range(directory + 2, min(directory + 2 + 12 * number(directory, 2), len(exif)), 12):
+    first = directory + 2
+    for entry in range(first, min(first + 12 * number(directory, 2), len(exif)), 12):
         if number(entry, 2) == 0x112:
             is_long = number(entry + 2, 2) == 4
             return number(entry + 8, 4 if is_long else 2)
     return 0
 
 
-def _check_bmp(content):
-    """Refuses all but gray of 8 bits, BGR of 24 and BGRX of 32, which is what TensorFlow reads."""
+def _bmp_is_read(content):
+    """Whether it is gray of 8 bits, BGR of 24 or BGRX of 32: TensorFlow takes others for these."""
 
     def number(at, size):
         return int.from_bytes(content[at : at + size], "little")
 
     header, bits, compression, colors = number(14, 4), number(28, 2), number(30, 4), number(46, 4)
-    palette = content[14 + header :][: 4 * (colors or 256)]
+    palette = content[14 + header :][: 4 * min(colors or 256, 256)]
     is_gray = all(palette[i::4] == bytes(range(len(palette) // 4)) for i in range(3))
     has_masks = compression in (3, 6) and content[54:66] == BGRX_MASKS
     kinds = ((8, 0, is_gray), (24, 0, True), (32, 0, True), (32, compression, has_masks))
-    if header < 40 or (bits, compression, True) not in kinds:
-        raise ValueError(f"{MISREADS} BMP files of this kind, {bits} bits a pixel")
+    return header >= 40 and (bits, compression, True) in kinds
 
 
-def _check_gif(content):
-    """Refuses a first frame that does not fill the picture: TensorFlow cuts pieces off both."""
+def _gif_is_read(content):
+    """Whether the first frame fills the picture: else TensorFlow cuts pieces off both."""
 
     def number(at):
         return int.from_bytes(content[at : at + 2], "little")
@@ -108,5 +107,4 @@ def _check_gif(content):
             at += 1 + content[at]
         at += 1
     left, top, width, height = (number(at + i) for i in (1, 3, 5, 7))
-    if left or top or width < number(6) or height < number(8):
-        raise ValueError(f"{MISREADS} a GIF file whose first frame does not fill the picture")
+    return (left, top) == (0, 0) and width >= number(6) and height >= number(8)

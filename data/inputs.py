@@ -139,7 +139,10 @@ class TrainingData:
             yield images if stream.held is None else tf.gather(stream.held, images), labels
 
     def first_images(self, count):
-        """The first images of x, at most this many, an array."""
+        """The first images of x, at most this many, an array.
+
+        None is all of an array, and the first batch of a Dataset.
+        """
         if isinstance(self._noisy, tf.data.Dataset):
             return next(iter(self._noisy))[0][:count]
         images = self._noisy[0][:count]
@@ -200,7 +203,11 @@ def _unlabeled_batches(unlabeled, image_shape, dtype, batching):
     """Function of epochs that makes the batches of images without labels."""
     if isinstance(unlabeled, tf.data.Dataset):
         checks.images("unlabeled_data", unlabeled.element_spec, image_shape, dtype)
-        return functools.partial(_repeated, unlabeled)
+        finite = unlabeled.map(
+            lambda images: _checked_finite("unlabeled_data", images),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        return functools.partial(_repeated, finite)
     checks.images("unlabeled_data", unlabeled, image_shape, dtype)
     _check_finite("unlabeled_data", unlabeled)
     without_labels, images = np.full(len(unlabeled), -1), converted(unlabeled)
@@ -364,6 +371,18 @@ def _check_finite(name, images):
         checks.finite(name, np.asarray(images))
 
 
+def _checked_finite(name, images):
+    """The images of a batch in a tf.data pipeline, which fails where a float is not finite."""
+    if not images.dtype.is_floating:
+        return images
+    is_finite, wanted = tf.reduce_all(tf.math.is_finite(images)), "expected finite pixels"
+    received = "received NaN or infinity in a batch"
+    with tf.control_dependencies(
+        [tensorflow_errors.assert_that(is_finite, name, f"{wanted}, {received}")]
+    ):
+        return tf.identity(images)
+
+
 def _join(images, more):
     if isinstance(images, ImageFiles) != isinstance(more, ImageFiles):
         raise ArgumentError(
@@ -396,7 +415,7 @@ def _checked_dataset(name, dataset, expected, allow_unlabeled=False):
     def check_labels(images, labels):
         labels = tf.cast(labels, tf.int32)
         is_right = tf.reduce_all((labels >= lowest) & (labels < expected.num_classes))
-        with tf.control_dependencies([tensorflow_errors.assert_labels(is_right, name, wanted)]):
-            return images, tf.identity(labels)
+        with tf.control_dependencies([tensorflow_errors.assert_that(is_right, name, wanted)]):
+            return _checked_finite(name, images), tf.identity(labels)
 
     return dataset.map(check_labels, num_parallel_calls=tf.data.AUTOTUNE)

@@ -15,7 +15,9 @@ from mln_keras.data.checks import ArgumentError
 from mln_keras.data.noise import check_probabilities
 
 
-def teacher_probabilities(source, build_classifier, cache_dir, seed=0, epochs=10, temperature=4.0):
+def teacher_probabilities(
+    source, build_classifier, cache_dir, seed=0, epochs=10, temperature=4.0, say=print
+):
     """Trains a teacher on the clean training labels, once, and returns what it says of each image.
 
     The result is cached in `cache_dir` under a name made of the data set's name and pixels, seed,
@@ -30,6 +32,7 @@ def teacher_probabilities(source, build_classifier, cache_dir, seed=0, epochs=10
         epochs: at least 1, with Adam at its defaults and batches of 128.
         temperature: above 0. The logits are divided by it, so that the probabilities of second
             classes, by which the noise is ordered, do not underflow to 0.
+        say: function that is told, in a line, what is done.
 
     Returns:
         float32 (N, C).
@@ -46,19 +49,24 @@ def teacher_probabilities(source, build_classifier, cache_dir, seed=0, epochs=10
         f"-seed{seed}-epochs{epochs}-temperature{temperature:g}.npy"
     )
     if path.exists():
-        print(f"teacher: its probabilities are those of {path}")
+        say(f"teacher: its probabilities are those of {path}")
     else:
         _make_writable(path.parent)
-        print(f"teacher: {epochs} epochs on the clean labels; {path} will keep its probabilities")
+        say(f"teacher: {epochs} epochs on the clean labels; {path} will keep its probabilities")
         keras.utils.set_random_seed(seed)
         classifier = build_classifier()
         classifier.compile(
             optimizer=keras.optimizers.Adam(),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         )
+
+        def tell(epoch, logs):
+            say(f"teacher: epoch {epoch + 1}, loss {logs['loss']:.4f}")
+
         classifier.fit(
-            source.train_images, source.train_labels, batch_size=128, epochs=epochs, verbose=2
-        )
+            source.train_images, source.train_labels, batch_size=128, epochs=epochs,
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=tell)], verbose=0,
+        )  # fmt: skip
         logits = classifier.predict(source.train_images, batch_size=512, verbose=0)
         softened = keras.ops.softmax(logits.astype(np.float32) / temperature)
         _save_whole(path, keras.ops.convert_to_numpy(softened))

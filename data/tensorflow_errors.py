@@ -6,26 +6,33 @@ import re
 import tensorflow as tf
 
 from mln_keras.data.checks import ArgumentError
-from mln_keras.data.image_headers import MISREADS
 
-WRONG_LABELS = re.compile(r"<<(\w+): (expected labels in .*?)>>")
+MISREAD = "TensorFlow misreads this file"
+ASSERTED = re.compile(r"<<(\w+): (expected .*?)>>")
 OWN = re.compile(r"<<(.*?)>>", re.DOTALL)
 NOT_OPENED = re.compile(
-    r"(?:with iterator: \S+|\}\}) (.*?); ([A-Z][\w ]+)(?= \[Op|\s+\[\[)", re.DOTALL
+    r"(?:with iterator: \S+|\}\}|unavailable>)\s(?!Error in)(.*?); ([A-Z][\w ]+)(?= \[Op|\s+\[\[)",
+    re.DOTALL,
 )
 NO_FILE_SYSTEM = re.compile(
     r"File system scheme '(.*?)' not implemented \(file: '(.*?)'\)(?= \[Op|\s+\[\[)", re.DOTALL
 )
 
 
-def assert_labels(condition, name, wanted):
-    """An operation for a tf.data pipeline that fails, in words that `in_one_line` knows."""
+def assert_that(condition, name, wanted):
+    """An operation for a tf.data pipeline that fails, in words that `in_one_line` knows.
+
+    Args:
+        condition: bool tensor.
+        name: of the argument.
+        wanted: "expected ...".
+    """
     return tf.debugging.Assert(condition, [f"<<{name}: {wanted}>>"])
 
 
 @contextlib.contextmanager
 def in_one_line():
-    """Turns TensorFlow's error about a wrong label, or a file that it cannot read, into one line.
+    """Turns TensorFlow's error about wrong data, or a file that it cannot read, into one line.
 
     Raises:
         ValueError: naming the argument or the file. Another error stays as it is.
@@ -34,11 +41,11 @@ def in_one_line():
         yield
     except tf.errors.OpError as error:
         text = str(error)
-        if found := WRONG_LABELS.search(text):
+        if found := ASSERTED.search(text):
             raise ArgumentError(found[1], found[2]) from None
         if found := OWN.search(text):
             raise ValueError(found[1]) from None
-        if "DecodeImage" in text or MISREADS in text:
+        if "DecodeImage" in text or MISREAD in text:
             raise ValueError(
                 "an image file cannot be decoded; ImageFiles.find_damaged() names it"
             ) from None

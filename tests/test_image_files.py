@@ -311,6 +311,7 @@ def test_class_names_without_any_image_are_refused(files):
         ("{files}/a/01.PNG/x", "'{files}/a/01.PNG/x': not a directory"),
         ("https://host/a: b.jpg", "'https://host/a: b.jpg': TensorFlow reads no files from https:"),
         ("01.png\r", r"'01.png\\r': no such file or directory"),
+        ("01.png\n", r"'01.png\\n': no such file or directory"),
         ("a: b; c.png", "'a: b; c.png': no such file or directory"),
         ("{files}/" + 300 * "x", "'{files}/x+': file name too long"),
     ],

@@ -24,14 +24,15 @@ def read(path, size=(HEIGHT, WIDTH), resize=None):
     return ImageFiles([path], size, resize)[0].astype(int)
 
 
-def bmp(path, bits, rows, palette=b"", compression=0, masks=b"", top_down=False):
+def bmp(path, bits, rows, palette=b"", compression=0, masks=b"", top_down=False, colors=None):
     """Writes a BMP file of rows, the highest first; they need no padding."""
     rows = rows if top_down else rows[::-1]
     pixels, behind = rows.tobytes(), len(masks) + len(palette)
     height = -HEIGHT if top_down else HEIGHT
     header = struct.pack(
         "<2sIIIIiiHHIIiiII", b"BM", 54 + behind + len(pixels), 0, 54 + behind, 40, WIDTH, height,
-        1, bits, compression, len(pixels), 2835, 2835, len(palette) // 4, 0,
+        1, bits, compression, len(pixels), 2835, 2835,
+        len(palette) // 4 if colors is None else colors, 0,
     )  # fmt: skip
     path.write_bytes(header + masks + palette + pixels)
     return path
@@ -58,7 +59,7 @@ def test_pixels_are_those_that_pillow_finds(picture, tmp_path, mode, ending):
     image = picture.convert(mode)
     if mode in ("LA", "RGBA"):
         image.putalpha(Image.fromarray(np.arange(WIDTH * HEIGHT, dtype=np.uint8).reshape(16, 24)))
-    if ending == "jpg":
+    if ending == "jpg" or (ending, mode) == ("bmp", "LA"):  # these have no such mode
         image = image.convert("L" if mode in ("1", "L", "LA") else "RGB")
     image.save(path, lossless=True, exact=True, quality=95)
     refused = mode in ("1", "P") and ending == "bmp" or "A" in mode and ending == "webp"
@@ -104,7 +105,9 @@ def test_bmp_files_that_are_read(picture, tmp_path):
     for path, expected in (
         (bmp(tmp_path / "8.bmp", 8, gray, ramp), gray[..., None]),
         (bmp(tmp_path / "8d.bmp", 8, gray, ramp, top_down=True), gray[..., None]),
+        (bmp(tmp_path / "8c.bmp", 8, gray, ramp, colors=0), gray[..., None]),
         (bmp(tmp_path / "24.bmp", 24, rgb[..., ::-1]), rgb),
+        (bmp(tmp_path / "24c.bmp", 24, rgb[..., ::-1], colors=500), rgb),
         (bmp(tmp_path / "24d.bmp", 24, rgb[..., ::-1], top_down=True), rgb),
         (bmp(tmp_path / "32.bmp", 32, bgrx(picture)), rgb),
         (bmp(tmp_path / "32m.bmp", 32, bgrx(picture), compression=3, masks=standard), rgb),
@@ -235,9 +238,9 @@ def test_plain_files_do_not_wait_for_python(picture, tmp_path, monkeypatch):
     monkeypatch.setattr(
         image_headers, "orientation", lambda content: asked.append(content) or orientation(content)
     )
-    picture.save(tmp_path / "a.jpg", quality=95)
+    picture.save(tmp_path / "a.jpg", quality=95, subsampling=0)
     picture.save(tmp_path / "b.png")
-    picture.save(tmp_path / "c.jpg", quality=95, exif=exif(1))
+    picture.save(tmp_path / "c.jpg", quality=95, subsampling=0, exif=exif(1))
     images = ImageFiles(sorted(tmp_path.iterdir()), (HEIGHT, WIDTH))
     np.testing.assert_allclose(images, np.stack([picture] * 3), atol=24)
     assert asked == [(tmp_path / "c.jpg").read_bytes()]

@@ -51,6 +51,21 @@ def test_teacher_learns_the_clean_labels_is_reproducible_and_is_trained_once(tmp
     assert len(list((tmp_path / "a" / "b").iterdir())) == 3
 
 
+def test_all_that_is_said_goes_where_the_caller_says(tmp_path, capfd):
+    told = []
+    for _ in range(2):
+        teacher.teacher_probabilities(
+            digits.load(), quick_classifier, tmp_path, epochs=2, say=told.append
+        )
+    (path,) = tmp_path.iterdir()
+    assert told[0] == f"teacher: 2 epochs on the clean labels; {path} will keep its probabilities"
+    assert [line.partition(", loss ")[0] for line in told[1:3]] == [
+        "teacher: epoch 1", "teacher: epoch 2"
+    ]  # fmt: skip
+    assert told[3:] == [f"teacher: its probabilities are those of {path}"]
+    assert capfd.readouterr().out == ""
+
+
 def test_a_teacher_that_fails_leaves_no_cache(tmp_path, monkeypatch):
     def half(file, array):
         file.write(b"half")

@@ -28,8 +28,7 @@ class StopAtBadLoss(keras.callbacks.Callback):
             raise FloatingPointError(
                 f"training stopped at epoch {self._epoch + 1}, step "
                 f"{(batch + 1) * self.model.loop_length}: "
-                f"the loss is {float(logs['loss'])}; look for NaN and infinity in float images, "
-                "and try lower learning rates"
+                f"the loss is {float(logs['loss'])}; try lower learning rates"
             )
 
 

@@ -184,13 +184,13 @@ def scales_down(classifier):
     """Whether a classifier begins by making small numbers of 0..255, by `Rescaling(1 / 255)` or so,
     or by taking a mean of them away.
 
-    It may do other things before that, but by layers without weights only.
+    Layers without weights may come before that.
     """
     for layer in getattr(classifier, "layers", []):
-        if isinstance(layer, keras.Model):
-            return scales_down(layer)
         if isinstance(layer, keras.layers.Rescaling):
             return np.max(np.abs(layer.scale)) <= 1 / 100 or np.max(np.abs(layer.offset)) >= 10
+        if scales_down(layer):
+            return True
         if layer.weights:
             return False
     return False

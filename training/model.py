@@ -8,7 +8,6 @@ import functools
 import warnings
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -543,16 +542,21 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
                 check_logits(self.logits(data.first_images(2), training=False))
 
     def _warn_of_scale(self, data):
-        """Warns of float images in 0..1 where the classifier divides by 255, by the first images."""
-        if self.image_dtype is None and data.image_dtype != "uint8" and scales_down(self.classifier):
-            with tensorflow_errors.in_one_line():
-                pixels = np.asarray(data.first_images(64))
-            if pixels.dtype.kind not in "iu" and pixels.min() >= 0 and 0 < pixels.max() <= 1:
-                text = (
-                    f"x: {data.image_dtype} images in 0..1, but the classifier begins with a "
-                    f"Rescaling for 0..255; leave out the one or the other scaling"
-                )
-                warnings.warn(text, UserWarning, stacklevel=3)
+        """Warns of float images in 0..1 where the classifier divides by 255.
+
+        Of a Dataset it looks at the first batch.
+        """
+        is_new = self.image_dtype is None
+        if not (is_new and checks.is_float(data.image_dtype) and scales_down(self.classifier)):
+            return
+        with tensorflow_errors.in_one_line():
+            pixels = ops.convert_to_numpy(data.first_images(None))
+        if pixels.min() >= 0 and 0 < pixels.max() <= 1:
+            text = (
+                f"x: {data.image_dtype} images in 0..1, but the classifier begins with a "
+                f"Rescaling for 0..255; leave out the one or the other scaling"
+            )
+            warnings.warn(text, UserWarning, stacklevel=3)
 
     def _expected(self, dtype=None):
         return inputs.Expected(self.image_shape, self.num_classes, dtype)
