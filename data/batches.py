@@ -9,6 +9,7 @@ import tensorflow as tf
 from mln_keras.data import checks, tensorflow_errors, unreadable
 from mln_keras.data.checks import ArgumentError
 from mln_keras.data.image_files import ImageFiles
+from mln_keras.data.progress import progress
 
 HELD_BYTES = 2**30
 BATCH_SIZE = 128  # the default
@@ -144,6 +145,25 @@ def in_order(images, labels, batch_size):
 def for_inference(images):
     """How many of these images are computed at once where nothing is learned: 32 to 1000."""
     return min(max(INFERENCE_PIXELS // (images.shape[1] * images.shape[2]), 32), 1000)
+
+
+def rows_of(images, function, batch_size, what):
+    """What a function returns for all images, some of them at a time.
+
+    Args:
+        images: array (N, H, W, channels) or `ImageFiles`.
+        function: of images (n, H, W, channels), returns an array or tensor (n, C).
+        batch_size: at most n.
+        what: images done, in words, for `progress`.
+
+    Returns:
+        NumPy array (N, C); rows of files that cannot be read are NaN.
+    """
+    parts = progress(spans(images, batch_size), len(images), what)
+    rows = np.concatenate([np.asarray(function(part)) for part in parts])
+    if isinstance(images, ImageFiles):
+        rows[~images.is_readable()] = np.nan
+    return rows
 
 
 def spans(images, batch_size):

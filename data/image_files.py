@@ -16,6 +16,7 @@ from mln_keras.data.progress import progress
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp")
 NAMED = 3  # files in a message
+SAMPLE = 2000  # files that are decoded before a training
 
 
 class ImageFiles:
@@ -191,6 +192,29 @@ class ImageFiles:
         damaged = self.paths[is_damaged].tolist()
         self.unreadable.update(dict.fromkeys(damaged))
         return damaged
+
+
+def check_files(parts, seed, every=False):
+    """Decodes some files before a training, or every file; what cannot be read is `unreadable`.
+
+    Args:
+        parts: list of `ImageFiles`.
+        seed: integer, that decides which `SAMPLE` files are decoded.
+        every: whether all are.
+
+    Raises:
+        ValueError: where too many of those cannot be read; see `unreadable.check`.
+    """
+    count = sum(map(len, parts))
+    places = np.arange(count)
+    if not every and count > SAMPLE:
+        places = np.sort(np.random.default_rng(seed).choice(count, SAMPLE, replace=False))
+    damaged, start = [], 0
+    for part in parts:
+        of_part = places[(start <= places) & (places < start + len(part))] - start
+        damaged += part[of_part].find_damaged()
+        start += len(part)
+    unreadable.check(damaged, len(places))
 
 
 def _file_name(path, index):

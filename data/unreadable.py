@@ -115,13 +115,18 @@ def check(paths, count):
     Raises:
         ValueError: with the first names, where they are more than `MOST` of those.
     """
-    if len(paths) <= MOST * count:
-        return
+    if len(paths) > MOST * count:
+        raise ValueError(
+            f"{len(paths)} of {count} image files cannot be read, more than {MOST:.0%}: "
+            f"{in_words(paths)}"
+        )
+
+
+def in_words(paths):
+    """The first names of files that cannot be read, and why that is."""
     names = ", ".join(f"{path!r} ({_reason(path)})" for path in list(paths)[:NAMED])
     more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    raise ValueError(
-        f"{len(paths)} of {count} image files cannot be read, more than {MOST:.0%}: {names}{more}"
-    )
+    return names + more
 
 
 def _reason(path):
