@@ -12,6 +12,7 @@ from mln_keras.data.image_files import ImageFiles
 from mln_keras.data.progress import progress
 
 HELD_BYTES = 2**30
+CALL_BYTES = 2**28  # of the batches that one call takes, at most
 BATCH_SIZE = 128  # the default
 INFERENCE_PIXELS = 1000 * 32 * 32  # of a batch, at most
 MANY = 2**31 - 1  # rounds, as many as an int32 counts
@@ -267,6 +268,13 @@ def stack(images, labels, batch_size):
     places = np.arange(count * math.ceil(len(labels) / count)).reshape(count, -1)
     rows = places % len(labels)
     return images[rows], np.where(places < len(labels), labels[rows], -1)
+
+
+def steps_in_memory(dataset, most):
+    """How many batches of a data set are together at most `CALL_BYTES`, from 1 to `most`."""
+    specs = tf.nest.flatten(dataset.element_spec)
+    size = sum(spec.dtype.size * (spec.shape.num_elements() or 0) for spec in specs)
+    return max(1, min(most, CALL_BYTES // max(size, 1)))
 
 
 def largest_divisor(number, at_most):

@@ -249,7 +249,8 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             steps_per_execution: at most how many steps run in one call; where the number of an
                 epoch's batches is known, the largest divisor of it up to that. With `jit_compile`,
                 and where batches have one shape, they are one XLA program: the fastest way on a
-                GPU, but a slow one on a CPU. The batches of two calls are in memory at a time. With
+                GPU, but a slow one on a CPU. The batches of two calls are in memory at a time, so
+                a call takes no more than 256 MiB of them. With
                 `tf.distribute` it is 1, as Keras fails with more.
 
         Raises:
