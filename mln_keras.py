@@ -25,11 +25,10 @@ from mln_keras.training import before_keras
 before_keras.settle(__name__)
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from mln_keras.data import checks
+from mln_keras.data import batches, checks
 from mln_keras.data.checks import ArgumentError
 from mln_keras.layers import LabelHead, cross_entropy, entropy, kl_divergence, mix_in_labels
 from mln_keras.training.classifier import find_features, last_dense
@@ -293,7 +292,7 @@ class MetaLabelNet(NoisyLabelModel):
                 None leaves them out.
 
         Returns:
-            float32 NumPy array (N, C); rows sum to 1.
+            float32 NumPy array (N, C); rows sum to 1. Those of files that cannot be read are NaN.
 
         Raises:
             ArgumentError: before phase 2 has begun, and for images of another shape or dtype.
@@ -302,12 +301,9 @@ class MetaLabelNet(NoisyLabelModel):
         if self.phase < self.phase_2:
             raise ArgumentError("soft_labels", "the label head learns in phase 2, not yet begun")
         checks.images("images", images, self.image_shape, self.image_dtype)
-        labels = np.full(len(images), -1) if given_labels is None else np.asarray(given_labels)
+        labels = np.full(len(images), -1) if given_labels is None else given_labels
         labels = checks.labels("given_labels", labels, len(images), self.num_classes, True)
-        spans = [slice(i, i + batch_size) for i in range(0, max(1, len(images)), batch_size)]
-        return np.concatenate([
-            self._write_soft_labels(np.asarray(images[s]), labels[s]) for s in spans
-        ])
+        return batches.rows_of(images, self._write_soft_labels, batch_size, "soft labels", labels)
 
 
 def meta_gradient(model, tape, g, φ, α, meta_batch, moves_batch_norm=True):

@@ -111,7 +111,7 @@ class SoftLabelChange(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         before, self._before = self._before, self._soft_labels()
-        change = None if before is None else float(np.abs(self._before - before).mean())
+        change = None if before is None else float(np.nanmean(np.abs(self._before - before)))
         logs["soft_label_change"] = change
 
     def _soft_labels(self):
@@ -141,13 +141,15 @@ class RunRecorder(keras.callbacks.Callback):
         flags: dict, saved with the checkpoint.
         held_out: dict, `meta` and `test` -> `NoisyLabelModel.evaluation` of that set.
         state: a checkpoint's, to continue from; None for a new run.
+        top_k: that of the test set's evaluation, or None.
     """
 
-    def __init__(self, directory, flags, held_out, state=None):
+    def __init__(self, directory, flags, held_out, state=None, top_k=None):
         super().__init__()
         self.directory = directory
         self.flags = flags
         self.held_out = held_out
+        self.top_k = top_k
         self.rows = state["rows"] if state else []
         self.best_epoch = state["best_epoch"] if state else None
         self.seconds = state["seconds"] if state else 0.0
@@ -158,7 +160,7 @@ class RunRecorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         meta_loss, meta_accuracy = self.held_out["meta"]()
-        test_loss, test_accuracy = self.held_out["test"]()
+        test_loss, test_accuracy, *top_k_accuracy = self.held_out["test"]()
         names = self.model.phase_metrics()
         row = {
             "epoch": epoch + 1,
@@ -171,6 +173,7 @@ class RunRecorder(keras.callbacks.Callback):
             "meta_accuracy": meta_accuracy,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
+            **{f"test_top{self.top_k}_accuracy": value for value in top_k_accuracy},
         }
         phase = self.model.phases()[row["phase"] - 1]
         absent = [name for name in names if name not in phase.metrics]

@@ -1,13 +1,15 @@
 """The flags of the command line: what they are called, what they default to, what is allowed."""
 
+import dataclasses
 import os
 
 import tensorflow as tf
 from absl import flags
 
 from mln_keras.command.recipes import RECIPES
-from mln_keras.data import checks, corrections, corruption
+from mln_keras.data import checks, corrections, corruption, label_files
 from mln_keras.data.checks import ArgumentError
+from mln_keras.layers.backbones import OWN, known_name
 from mln_keras.methods import METHODS
 
 
@@ -21,21 +23,38 @@ def define_flags():
 
     def define(kind, name, default, text, **more):
         values = {d: getattr(recipe, name, None) for d, recipe in RECIPES.items()}
-        if None not in values.values():
-            text += f" Default: {', '.join(f'{v} ({d})' for d, v in values.items())}."
+        shown = [f"{v} ({d})" for d, v in values.items() if v is not None]
+        if shown:
+            text += f" Default: {', '.join(shown)}."
         getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=f, **more)
 
     define("string", "dataset", None, f"One of {', '.join(RECIPES)}. Default: digits, "
            "and without --method too, both methods side by side: a demonstration.")
-    define("string", "data_dir", None, "TensorFlow Datasets directory. Default: TFDS' own.")
-    define("string", "noise", None, f"One of {', '.join(corruption.NAMES)}.")
+    define("string", "data_dir", None, "Where the data set is: for cifar10 and cifar100 the "
+           "directory of TensorFlow Datasets, by default TFDS' own; for table the CSV file; for "
+           "others their folder.")
+    define("string", "noise", None, f"One of {', '.join(corruption.MADE)}; for data sets whose "
+           "labels are wrong already own.")
     define("float", "noise_ratio", None, "Share of wrong labels, 0 to 1; for class_dependent "
            "of the classes that flip, on cifar10 five of the ten; for human 0.09, 0.17 or 0.4, "
-           "CIFAR-10N's aggregate, random 1 and worst labels.")
+           "CIFAR-10N's aggregate, random 1 and worst labels, or 0.4, CIFAR-100N's.")
+    define("string", "noise_labels", None, "In place of --noise, a file with the label of each "
+           "training sample: .npy, .npz (FILE.npz:KEY) or CSV (FILE.csv:COLUMN).")
     define("string", "noise_probs", None, "For --noise feature_dependent: .npy file, float (N, C), "
            "of a teacher's probabilities on the training images. Default: train that teacher, "
            "once a seed, and keep its probabilities in ~/.keras/mln_keras_teachers.")
-    define("integer", "meta_size", None, "Number of clean meta samples.")
+    define("integer", "meta_size", None, "Number of clean meta samples. Where no default is "
+           "named, all that there are.")
+    define("string", "backbone", None, "The network: cnn8, digits_cnn, or one of "
+           "keras.applications by its name, as ResNet50.")
+    define("string", "weights", None, "Of the network, before training: imagenet, a file, or "
+           "none for random ones.")
+    define("integer", "image_size", None, "Side of the square that is taken out of the middle of "
+           "an image file, in pixels.")
+    define("integer", "resize", None, "Side of the square to which an image file is scaled "
+           "before, in pixels; at least --image_size.")
+    define("bool", "check_files", False, "Decode every image file before training. Without it "
+           "2,000 are, and the others are counted in the first epoch.")
     define("integer", "unlabeled_size", None, "Training samples whose label is removed.")
     define("multi_string", "corrections", None, "CSV file of corrected labels, as the page "
            "review/index.html of a run exports it. Given again, the next file corrects further.")
@@ -112,12 +131,14 @@ def settings_of(given):
         "steps_per_execution": 390 if on_gpu else 1,
     }
     settings = {n: defaults.get(n) if value is None else value for n, value in given.items()}
-    for name in ("data_dir", "noise_probs", "output_dir"):
+    for name in ("data_dir", "noise_probs", "noise_labels", "output_dir"):
         settings[name] = settings[name] and os.path.expanduser(settings[name])
     checks.one_of("dataset", settings["dataset"], RECIPES)
     if given["method"] is not None:
         checks.one_of("method", given["method"], METHODS)
-    recipe = RECIPES[settings["dataset"]].with_flags(settings)
+    recipe = _with_image_size(RECIPES[settings["dataset"]], given)
+    recipe = _with_network(recipe.with_flags(settings), given)
+    recipe = _with_labels(recipe, given)
     settings |= {name: getattr(recipe, name) for name in settings if hasattr(recipe, name)}
     _check_ranges(settings)
     _check_method(given, settings)
@@ -129,15 +150,55 @@ def settings_of(given):
         settings["output_dir"] = os.path.join("runs", f"{name}-seed{settings['seed']}")
     if settings["corrections"]:
         settings["corrections"] = [corrections.identify(path) for path in settings["corrections"]]
+    if settings["noise_labels"]:
+        settings["noise_labels"] = label_files.identify(settings["noise_labels"])
     return settings, recipe
+
+
+def _with_image_size(recipe, given):
+    """The recipe where the image size and not --resize is given: both in the same proportion."""
+    for name in ("image_size", "resize"):
+        if given[name] is not None and recipe.image_size is None:
+            raise ArgumentError(name, "is for data sets of image files")
+    size = given["image_size"]
+    if size is None or given["resize"] is not None:
+        return recipe
+    return dataclasses.replace(recipe, resize=round(size * recipe.resize / recipe.image_size))
+
+
+def _with_network(recipe, given):
+    """The recipe with its network by the name that it has; this project's own have no weights."""
+    name = known_name(recipe.backbone)
+    has_none = name in OWN and given["weights"] is None
+    weights = "none" if has_none else recipe.weights
+    return dataclasses.replace(recipe, backbone=name, weights=weights)
+
+
+def _with_labels(recipe, given):
+    """The recipe with the noise that --noise_labels stands for; without it, as it is."""
+    if given["noise_labels"] is None:
+        if given["noise"] == "file":
+            raise ArgumentError("noise", "for labels of a file give --noise_labels only")
+        if recipe.noise == "own" and given["noise_ratio"] is not None:
+            raise ArgumentError(
+                "noise_ratio", "expected none with --noise own, as nobody knows it"
+            )
+        return recipe
+    for name in ("noise", "noise_ratio"):
+        if given[name] is not None:
+            raise ArgumentError(name, "expected none with --noise_labels, which says all labels")
+    return dataclasses.replace(recipe, noise="file", noise_ratio=None)
 
 
 def _check_ranges(settings):
     checks.one_of("noise", settings["noise"], corruption.NAMES)
-    if not 0 <= settings["noise_ratio"] <= 1:
+    if settings["noise_ratio"] is not None and not 0 <= settings["noise_ratio"] <= 1:
         raise ArgumentError("noise_ratio", f"expected 0 to 1, received {settings['noise_ratio']}")
-    for name in ("epochs", "batch_size", "meta_size", "steps_per_execution"):
-        checks.at_least(name, settings[name], 1)
+    for name in ("epochs", "batch_size", "meta_size", "steps_per_execution", "image_size"):
+        if settings[name] is not None:
+            checks.at_least(name, settings[name], 1)
+    if settings["resize"] is not None:
+        checks.at_least("resize", settings["resize"], settings["image_size"])
     for name in ("warmup_epochs", "unlabeled_size"):
         checks.at_least(name, settings[name], 0)
     checks.within("seed", settings["seed"], 0, 2**31 - 1, "TensorFlow")
@@ -173,9 +234,10 @@ def _check_together(settings, recipe):
             f"expected fewer than --epochs={settings['epochs']}, received "
             f"{settings['warmup_epochs']}, so phase 2 would never begin",
         )
-    if method.needs_meta and settings["batch_size"] > settings["meta_size"]:
-        raise ArgumentError(
-            "batch_size",
-            f"expected at most --meta_size={settings['meta_size']}, received "
-            f"{settings['batch_size']}",
-        )
+    if method.needs_meta and settings["meta_size"] is not None:
+        if settings["batch_size"] > settings["meta_size"]:
+            raise ArgumentError(
+                "batch_size",
+                f"expected at most --meta_size={settings['meta_size']}, received "
+                f"{settings['batch_size']}",
+            )

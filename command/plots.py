@@ -3,6 +3,7 @@
 import pathlib
 
 from mln_keras.command.files import atomic_write, read_csv
+from mln_keras.data import corruption
 
 SHEET = (5, 8)  # rows and columns of suspects.png
 
@@ -40,7 +41,8 @@ def plot_curves(path, runs):
                 " phase 2", (result["warmup_epochs"] + 0.5, 0.02),
                 xycoords=("data", "axes fraction"), color="0.4",
             )  # fmt: skip
-    title = "{dataset}, {noise} noise, ratio {noise_ratio:g}, seed {seed}".format(**result)
+    labels = corruption.in_words(result["noise"], result["noise_ratio"])
+    title = f"{result['dataset']}, {labels}, seed {result['seed']}"
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title=title)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from mln_keras.layers import RandomFlipCrop, cnn8, digits_cnn
+from mln_keras.layers import RandomFlipCrop, backbone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,24 +12,26 @@ class Recipe:
     """What a data set is trained with; the flags of the same names replace it.
 
     Attributes:
-        build_classifier: function without arguments, returns a Keras model from uint8 images in
-            0..255 to logits (N, C).
+        backbone, weights: the network by its name, as `layers.backbone`; "none" for random weights.
         build_augmentation: function of `vertical_flip`, returns a layer for uint8 images.
         noise: one of `data.corruption.NAMES`.
-        noise_ratio: share of wrong labels, in [0, 1]; see `data.corruption.corrupt`.
-        meta_size, batch_size: samples.
+        noise_ratio: share of wrong labels, in [0, 1], or None; see `data.corruption.corrupt`.
+        meta_size, batch_size: samples; a meta size of None is all that there are.
         epochs: of both phases, the first `warmup_epochs` of them phase 1.
         learning_rate: λ; divided by 10 at each of the epochs (0-based) in `learning_rate_drops`.
         meta_learning_rate, inner_learning_rate: β and α.
         unlabeled_size: training samples that lose their label.
         vertical_flip: whether the augmentation mirrors images top to bottom, too.
+        image_size: side of the square images, in pixels, where they are read from files, else None.
+        resize: side to which an image file is scaled before its centre is taken, or None.
+        top_k: another number of guesses whose test accuracy is measured, or None.
     """
 
-    build_classifier: Callable
+    backbone: str
     build_augmentation: Callable
     noise: str
-    noise_ratio: float
-    meta_size: int
+    noise_ratio: float | None
+    meta_size: int | None
     epochs: int
     warmup_epochs: int
     batch_size: int
@@ -39,6 +41,21 @@ class Recipe:
     inner_learning_rate: float = 1.0
     unlabeled_size: int = 0
     vertical_flip: bool = True
+    weights: str = "none"
+    image_size: int | None = None
+    resize: int | None = None
+    top_k: int | None = None
+
+    def classifier(self, num_classes, input_shape):
+        """A new classifier, for so many classes and images (H, W, channels)."""
+        weights = None if self.weights == "none" else self.weights
+        return backbone(self.backbone, num_classes, input_shape, weights)
+
+    def loader_options(self):
+        """What the loader of image files takes besides the data directory, a dict."""
+        if self.image_size is None:
+            return {}
+        return {"size": (self.image_size,) * 2, "resize": (self.resize,) * 2}
 
     def learning_rate_at(self, epoch):
         return self.learning_rate * 0.1 ** sum(epoch >= drop for drop in self.learning_rate_drops)
@@ -54,9 +71,23 @@ class Recipe:
         return dataclasses.replace(self, **given)
 
 
+_FLIP = functools.partial(RandomFlipCrop, 0)
+_RESNET = {
+    "backbone": "ResNet50",
+    "weights": "imagenet",
+    "build_augmentation": _FLIP,
+    "noise": "own",
+    "noise_ratio": None,
+    "meta_learning_rate": 1e-3,
+    "batch_size": 32,
+    "vertical_flip": False,
+    "image_size": 224,
+    "resize": 256,
+}
+# Where Section IV-B and the authors' program differ, REPRODUCE.md says what is taken and why.
 RECIPES = {
     "digits": Recipe(
-        build_classifier=digits_cnn,
+        backbone="digits_cnn",
         build_augmentation=functools.partial(RandomFlipCrop, 1, False),
         noise="class_dependent",
         noise_ratio=0.4,
@@ -70,7 +101,7 @@ RECIPES = {
         vertical_flip=False,
     ),
     "cifar10": Recipe(
-        build_classifier=cnn8,
+        backbone="cnn8",
         build_augmentation=functools.partial(RandomFlipCrop, 4),
         noise="uniform",
         noise_ratio=0.4,
@@ -81,5 +112,66 @@ RECIPES = {
         learning_rate=1e-2,
         learning_rate_drops=(41, 81),  # the text says 40 and 80; the authors' program ran this
         meta_learning_rate=1e-2,
+    ),
+    "cifar100": Recipe(  # not in the paper
+        backbone="cnn8",
+        build_augmentation=functools.partial(RandomFlipCrop, 4),
+        noise="uniform",
+        noise_ratio=0.4,
+        meta_size=5000,
+        epochs=120,
+        warmup_epochs=44,
+        batch_size=128,
+        learning_rate=0.1,
+        learning_rate_drops=(41, 81),
+        meta_learning_rate=1e-2,
+    ),
+    "clothing1m": Recipe(
+        **_RESNET,
+        meta_size=None,
+        epochs=10,
+        warmup_epochs=1,
+        learning_rate=1e-3,
+        learning_rate_drops=(5,),
+    ),
+    "webvision": Recipe(
+        **_RESNET
+        | {
+            "backbone": "InceptionResNetV2",
+            "weights": "none",
+            "batch_size": 16,
+            "image_size": 299,
+            "resize": 320,
+        },
+        meta_size=None,
+        epochs=30,
+        warmup_epochs=14,
+        learning_rate=1e-2,
+        learning_rate_drops=(12,),
+        top_k=5,
+    ),
+    "food101n": Recipe(  # not in the paper
+        **_RESNET,
+        meta_size=10000,
+        epochs=20,
+        warmup_epochs=6,
+        learning_rate=1e-3,
+        learning_rate_drops=(5, 10),
+    ),
+    "folders": Recipe(
+        **_RESNET,
+        meta_size=None,
+        epochs=10,
+        warmup_epochs=1,
+        learning_rate=1e-3,
+        learning_rate_drops=(5,),
+    ),
+    "table": Recipe(
+        **_RESNET,
+        meta_size=None,
+        epochs=10,
+        warmup_epochs=1,
+        learning_rate=1e-3,
+        learning_rate_drops=(5,),
     ),
 }

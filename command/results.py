@@ -10,9 +10,8 @@ from mln_keras.command.checkpoints import best_row, best_weights, remove_other_c
 from mln_keras.command.files import atomic_write, write_csv, write_json
 from mln_keras.command.output_dir import NOT_PART_OF_A_RUN
 from mln_keras.command.versions import versions
-from mln_keras.data import suspects
-
-PREDICTION_BATCH = 1000
+from mln_keras.data import batches, corruption, suspects
+from mln_keras.data.image_files import ImageFiles
 
 
 def write_soft_labels(directory, given_labels, soft_labels):
@@ -37,17 +36,19 @@ def summarize(rows, warmup_epochs, chosen_from=1):
     Returns:
         dict: `warmup_test_accuracy` (None without phase 2), `best_epoch` (counted from 1, the
         first with the highest meta accuracy), `meta_accuracy` and `test_accuracy` of that epoch,
-        `last_test_accuracy`. Accuracies in 0..1.
+        `last_test_accuracy`; and the same three of each other test accuracy in the rows, as
+        `test_top5_accuracy`. Accuracies in 0..1.
     """
     best = best_row(rows, chosen_from)
-    warmup = rows[warmup_epochs - 1]["test_accuracy"] if warmup_epochs else None
-    return {
-        "warmup_test_accuracy": warmup,
-        "best_epoch": best["epoch"],
-        "meta_accuracy": best["meta_accuracy"],
-        "test_accuracy": best["test_accuracy"],
-        "last_test_accuracy": rows[-1]["test_accuracy"],
-    }
+    found = {"best_epoch": best["epoch"], "meta_accuracy": best["meta_accuracy"]}
+    for name in best:
+        if name.startswith("test_") and name.endswith("accuracy"):
+            found |= {
+                f"warmup_{name}": rows[warmup_epochs - 1][name] if warmup_epochs else None,
+                name: best[name],
+                f"last_{name}": rows[-1][name],
+            }
+    return found
 
 
 def table(results):
@@ -70,17 +71,28 @@ def write_suspects(directory, model, splits, flags):
         probable.
     """
     images, given, names = splits.train_images, splits.given_labels, splits.class_names
-    probabilities = model.predict(images, batch_size=PREDICTION_BATCH, verbose=0)
-    found = suspects.find(probabilities, given, names)
-    title = "Suspicious labels: {dataset}, {noise} noise {noise_ratio:g}, {method}, seed {seed}"
+    batch_size = batches.for_inference(images)
+    probabilities = model.predict(images, batch_size=batch_size, verbose=0)
+    found = suspects.find(probabilities, given, names, getattr(images, "paths", None))
+    labels = corruption.in_words(flags["noise"], flags["noise_ratio"])
+    title = "Suspicious labels: {dataset}, {labels}, {method}, seed {seed}"
     run = json.dumps({n: flags[n] for n in flags if n not in NOT_PART_OF_A_RUN}, sort_keys=True)
-    review.write(directory, found, images, names, title.format(**flags), run)
+    review.write(directory, found, images, names, title.format(labels=labels, **flags), run)
     joint = suspects.counted_joint(probabilities, given)
     plots.plot_confusion(directory / "confusion.png", joint * len(found), names)
     worst = found[: plots.SHEET[0] * plots.SHEET[1]]
     thumbnails = review.thumbnails_of(images, worst["index"])
     plots.plot_suspects(directory / "suspects.png", worst, thumbnails)
     return suspects.share_of_wrong(joint)
+
+
+def unreadable_files(splits):
+    """Names of the image files that could not be read, a list, of each of train, meta and test."""
+    return {
+        name: list(dict.fromkeys(images.paths[~images.is_readable()]))
+        for name in ("train", "meta", "test")
+        if isinstance(images := getattr(splits, f"{name}_images"), ImageFiles)
+    }
 
 
 def write_results(directory, model, settings, rows, splits, flags, **more):
@@ -120,6 +132,9 @@ def write_results(directory, model, settings, rows, splits, flags, **more):
     result |= {
         "noise_ratio_actual": splits.noise_ratio,
         "noise_ratio_estimated": estimated,
+        "samples": splits.sizes(),
+        "class_names": list(splits.class_names),
+        "unreadable_files": unreadable_files(splits),
         **more,
         "flags": flags,
         "versions": versions(),

@@ -7,7 +7,6 @@ import sys
 import warnings
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 import mln_keras
@@ -16,13 +15,12 @@ from mln_keras.command.flags import read_flags, settings_of
 from mln_keras.command.terminal import StdoutError, complain, discard_stdout, say
 from mln_keras.command.versions import versions
 from mln_keras.command.xla import configure_xla
-from mln_keras.data import LOADERS, checks, corruption, inputs
+from mln_keras.data import LOADERS, batches, checks, corruption, image_files, inputs
 from mln_keras.data.checks import ArgumentError
+from mln_keras.data.image_files import ImageFiles
 from mln_keras.data.source import make_splits
 from mln_keras.methods import METHODS
 from mln_keras.training import before_keras
-
-EVALUATION_BATCH = 1000
 
 
 def main(argv=None):
@@ -86,6 +84,7 @@ def prepare(settings, recipe, claims):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         splits = load_splits(settings, recipe)
+        check_splits(settings, recipe, splits)
     for warning in caught:
         complain(f"warning: {warning.message}")
     for one in runs:
@@ -127,7 +126,8 @@ def configure_devices(settings):
 
 def load_splits(settings, recipe):
     """Loads the data set, draws meta and test set, removes labels, corrupts and corrects."""
-    source = LOADERS[settings["dataset"]](settings["data_dir"])
+    load = LOADERS[settings["dataset"]]
+    source = load(settings["data_dir"], **recipe.loader_options())
     splits = make_splits(
         source,
         meta_size=settings["meta_size"],
@@ -142,7 +142,9 @@ def load_splits(settings, recipe):
         settings["seed"],
         data_dir=settings["data_dir"],
         probabilities_file=settings["noise_probs"],
-        build_teacher=recipe.build_classifier,
+        labels_file=settings["noise_labels"] and settings["noise_labels"]["file"],
+        network=recipe.backbone,
+        build_teacher=recipe.classifier,
         say=say,
     )
     splits = splits.with_labels(labels)
@@ -153,8 +155,19 @@ def load_splits(settings, recipe):
 
 
 def _check_batch_size(settings, splits):
-    num_labeled = np.sum(splits.given_labels >= 0)
-    checks.within("batch_size", settings["batch_size"], 1, num_labeled, "the labeled samples")
+    size, sizes = settings["batch_size"], splits.sizes()
+    checks.within("batch_size", size, 1, sizes["labeled"], "the labeled samples")
+    if METHODS[settings["method"] or next(iter(METHODS))].needs_meta:
+        checks.within("batch_size", size, 1, sizes["meta"], "the meta samples")
+
+
+def check_splits(settings, recipe, splits):
+    """Refuses image files of which too many cannot be read, and weights that cannot be had."""
+    parts = (splits.train_images, splits.meta_images, splits.test_images)
+    files = [images for images in parts if isinstance(images, ImageFiles)]
+    image_files.check_files(files, settings["seed"], settings["check_files"])
+    if recipe.weights != "none":
+        recipe.classifier(len(splits.class_names), splits.train_images.shape[1:])
 
 
 def execute(settings, recipe, runs, finished, splits):
@@ -207,18 +220,20 @@ def run(settings, recipe, splits, callbacks=()):
         callbacks: Keras callbacks that come before what records an epoch and saves it.
     """
     directory = settings["output_dir"]
-    model = build_model(settings, recipe)
+    names, image_shape = splits.class_names, splits.train_images.shape[1:]
+    model = build_model(settings, recipe, len(names), image_shape, names)
     _, epochs, learning_rate_at = plan_of(settings, recipe)
     state, weights = checkpoints.load_checkpoint(directory)
     if model.keeps_samples:
         model.see_samples(splits.given_labels)  # makes what the weights are loaded into
     if state is not None:
         model.load_weights(weights)
+    size = batches.for_inference(splits.test_images)
     held_out = {
-        "meta": model.evaluation(splits.meta_images, splits.meta_labels, EVALUATION_BATCH),
-        "test": model.evaluation(splits.test_images, splits.test_labels, EVALUATION_BATCH),
+        "meta": model.evaluation(splits.meta_images, splits.meta_labels, size),
+        "test": model.evaluation(splits.test_images, splits.test_labels, size, recipe.top_k),
     }
-    recorder = checkpoints.RunRecorder(directory, settings, held_out, state)
+    recorder = checkpoints.RunRecorder(directory, settings, held_out, state, recipe.top_k)
     say(f"{settings['method']} on {versions()['device']}: {directory}, from epoch "
         f"{len(recorder.rows) + 1} to {epochs}")  # fmt: skip
     callbacks = [keras.callbacks.LearningRateScheduler(learning_rate_at), *callbacks]
@@ -236,7 +251,8 @@ def run(settings, recipe, splits, callbacks=()):
             verbose=1 if sys.stdout.isatty() else 0,
         )
     if hasattr(model, "soft_labels"):
-        soft_labels = model.soft_labels(splits.train_images, given_labels=splits.given_labels)
+        given = splits.given_labels
+        soft_labels = model.soft_labels(splits.train_images, size, given_labels=given)
         results.write_soft_labels(directory, splits.given_labels, soft_labels)
     if model.keeps_samples:
         results.write_soft_labels(directory, splits.given_labels, model.sample_soft_labels())
@@ -267,16 +283,20 @@ def plan_of(settings, recipe):
     return options, epochs, learning_rate_at
 
 
-def build_model(settings, recipe):
-    """The recipe's model, compiled. Sets Keras' global seed and dtype policy, which stay so."""
+def build_model(settings, recipe, num_classes, image_shape, class_names=None):
+    """The recipe's model for so many classes and images (H, W, channels), compiled.
+
+    Sets Keras' global seed and dtype policy, which stay so.
+    """
     keras.utils.set_random_seed(settings["seed"])
     keras.config.set_dtype_policy("mixed_bfloat16" if settings["mixed_precision"] else "float32")
     options, _, _ = plan_of(settings, recipe)
     model = METHODS[settings["method"]](
-        recipe.build_classifier(),
+        recipe.classifier(num_classes, image_shape),
         augmentation=recipe.build_augmentation(vertical_flip=recipe.vertical_flip),
         shuffle_meta=False,  # their order is drawn already, with the split
         seed=settings["seed"],
+        class_names=class_names,
         **options,
     )
     meta_optimizer = None

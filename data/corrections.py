@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import os
 import pathlib
 
 import numpy as np
@@ -13,23 +14,25 @@ COLUMNS = ("index", "file", "given", "action", "label")
 ACTIONS = ("keep", "relabel", "drop")
 
 
-def apply(path, given_labels, class_names=None):
+def apply(path, given_labels, class_names=None, files=None):
     """The labels after the corrections of a file, as the review page exports it.
 
     Args:
-        path: of a CSV file with the columns `index`, `given` (a class name), `action` and `label`;
-            `file` is not read. The action "keep" changes nothing, "relabel" gives the class named
+        path: of a CSV file with the columns `index`, `given` (a class name), `action` and `label`,
+            and perhaps `file`. The action "keep" changes nothing, "relabel" gives the class named
             by `label`, and "drop" takes the label away.
         given_labels: integers (N,), -1 for a sample without a label.
         class_names: C different names; None is the classes' numbers.
+        files: file names (N,); where a row names a file, that has to be the same but for the
+            folder. None reads no names.
 
     Returns:
         int32 (N,), -1 for dropped samples too.
 
     Raises:
         ArgumentError: naming `corrections`, the file and the line: where it cannot be read, has
-            other columns, an index outside, an unknown class or action, a given label that is not
-            the data's, or one index twice with different decisions.
+            other columns, an index outside, an unknown class or action, a given label or file that
+            is not the data's, or one index twice with different decisions.
     """
     given_labels = np.asarray(given_labels)
     if class_names is None:
@@ -39,6 +42,8 @@ def apply(path, given_labels, class_names=None):
     for line, row in enumerate(_read(path), 2):
         try:
             index, label = _decision(row, given_labels, numbers)
+            if files is not None:
+                _check_file(row.get("file"), index, files[index])
             if decided.setdefault(index, label) != label:
                 raise ValueError(f"index {index} comes twice, with different decisions")
         except ValueError as error:
@@ -74,6 +79,11 @@ def _read(path):
                 "corrections", f"{path}: expected the columns {', '.join(COLUMNS)}, found no {name}"
             )
     return rows
+
+
+def _check_file(name, index, file):
+    if name and os.path.basename(name) != os.path.basename(file):
+        raise ValueError(f"the file of index {index} is {name}, in the data {file}")
 
 
 def _decision(row, given_labels, numbers):

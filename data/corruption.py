@@ -1,31 +1,42 @@
 """From the name of a noise to noisy labels."""
 
+import functools
 import os
 
-from mln_keras.data import checks, cifar10, noise, teacher
+from mln_keras.data import checks, label_files, noise, teacher
 from mln_keras.data.checks import ArgumentError
 
-NAMES = ("none", "uniform", "class_dependent", "feature_dependent", "human")
-# CIFAR-10N's label sets by the share of wrong labels that their authors give.
-HUMAN_LABELS_BY_RATIO = {0.09: "aggre_label", 0.17: "random_label1", 0.4: "worse_label"}
+MADE = ("none", "uniform", "class_dependent", "feature_dependent", "human")
+NAMES = (*MADE, "own", "file")  # "own": the data set's wrong labels; "file": those of a file
+
+
+def in_words(name, ratio):
+    """What a noise is called in the titles of a run."""
+    if name in ("own", "file"):
+        return "its own labels" if name == "own" else "labels of a file"
+    return f"{name} noise, ratio {ratio:g}"
 
 
 def corrupt(
-    source, name, ratio, seed, *, data_dir=None, probabilities_file=None, build_teacher, say=print
-):
+    source, name, ratio, seed, *, data_dir=None, labels_file=None, probabilities_file=None,
+    build_teacher, network="other", say=print,
+):  # fmt: skip
     """The training labels of a data set, corrupted.
 
     Args:
         source: the `Source`.
         name: one of `NAMES`.
         ratio: share of wrong labels; for "class_dependent" of the classes that flip, on CIFAR-10
-            five of the ten; for "human" it says which of CIFAR-10N's label sets.
+            five of the ten; for "human" it says which of CIFAR-10N's label sets; None for "own" and
+            "file".
         seed: non-negative integer.
         data_dir: TensorFlow Datasets directory, for "human".
+        labels_file: as `label_files.read`, for "file".
         probabilities_file: .npy for "feature_dependent"; None trains a teacher, whose
             probabilities are cached in $KERAS_HOME (~/.keras), in mln_keras_teachers.
-        build_teacher: function without arguments that returns a classifier for that teacher; one
-            of another name has another cache.
+        build_teacher: function of the number of classes and the images' shape (H, W, channels)
+            that returns a classifier for that teacher.
+        network: what that classifier is called, which its cache is named after.
         say: function that is told, in a line, what becomes of the teacher.
 
     Returns:
@@ -36,33 +47,38 @@ def corrupt(
     """
     checks.one_of("noise", name, NAMES)
     labels, num_classes = source.train_labels, source.num_classes
-    if name == "none":
+    if name == "file":
+        return label_files.read(labels_file, source)
+    if source.has_right_labels and name == "own":
+        raise ArgumentError("noise", f"{source.name} has right labels; expected {', '.join(MADE)}")
+    if not source.has_right_labels and name != "own":
+        raise ArgumentError(
+            "noise", f"{source.name} has wrong labels already; expected own, received {name}"
+        )
+    if name in ("none", "own"):
         return labels.copy()
     if name == "uniform":
         return noise.uniform(labels, ratio, num_classes, seed)
     if name == "class_dependent":
         if not source.flips:
-            raise ArgumentError(
-                "noise", f"{source.name} has no class-dependent one (flips is empty)"
-            )
+            raise ArgumentError("noise", f"{source.name} has no class-dependent one")
         transition = noise.transition_matrix(source.flips, ratio, num_classes)
         return noise.class_dependent(labels, transition, seed)
     if name == "feature_dependent":
         if probabilities_file is not None:
             probabilities = teacher.load_probabilities(probabilities_file, source)
         else:
-            network = getattr(build_teacher, "__name__", "other")
             cache = os.path.join(keras_home(), "mln_keras_teachers", network)
-            probabilities = teacher.teacher_probabilities(
-                source, build_teacher, cache, seed, say=say
-            )
+            shape = source.train_images.shape[1:]
+            build = functools.partial(build_teacher, num_classes, shape)
+            probabilities = teacher.teacher_probabilities(source, build, cache, seed, say=say)
         return noise.feature_dependent(labels, ratio, probabilities, seed)
-    if source.name != "cifar10":
-        raise ArgumentError("noise", f"human labels exist for cifar10 only, received {source.name}")
-    if ratio not in HUMAN_LABELS_BY_RATIO:
-        known = ", ".join(map(str, HUMAN_LABELS_BY_RATIO))
+    if not source.human_labels:
+        raise ArgumentError("noise", f"{source.name} has no human labels")
+    if ratio not in source.human_labels:
+        known = ", ".join(map(str, source.human_labels))
         raise ArgumentError("noise_ratio", f"human labels exist for {known}, received {ratio}")
-    found = cifar10.human_labels(data_dir, HUMAN_LABELS_BY_RATIO[ratio])
+    found = source.human_labels[ratio](data_dir)
     return checks.labels("human labels", found, len(labels), num_classes)
 
 

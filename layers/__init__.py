@@ -1,7 +1,7 @@
 """What the networks are made of: backbones, batched augmentation, the label head and the losses."""
 
 from mln_keras.layers.augmentation import RandomFlipCrop
-from mln_keras.layers.backbones import cnn8, digits_cnn
+from mln_keras.layers.backbones import backbone, cnn8, digits_cnn
 from mln_keras.layers.convolution import AlignedConv2D
 from mln_keras.layers.label_head import LabelHead, mix_in_labels
 from mln_keras.layers.losses import (
@@ -25,6 +25,7 @@ __all__ = [
     "LabelHead",
     "RandomFlipCrop",
     "WindowMaxPooling2D",
+    "backbone",
     "cnn8",
     "cross_entropy",
     "digits_cnn",

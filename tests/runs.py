@@ -30,6 +30,11 @@ def settings_and_recipe(*flags):
     return settings_of(read_flags(["mln_keras.py", *map(str, flags)]))
 
 
+def model_of(*flags, num_classes=10, image_shape=(8, 8, 1)):
+    """The model of a run; of the digits unless other images are named."""
+    return run.build_model(*settings_and_recipe(*flags), num_classes, image_shape)
+
+
 def splits_of(*flags):
     return run.load_splits(*settings_and_recipe(*flags))
 

@@ -5,9 +5,9 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import SHORT, names, settings_and_recipe, splits_of
+from runs import SHORT, model_of, names, splits_of
 
-from mln_keras.command import checkpoints, results, run
+from mln_keras.command import checkpoints, results
 from mln_keras.command.files import read_csv
 from mln_keras.training.phases import Phase
 
@@ -140,7 +140,7 @@ def test_an_older_best_epoch_is_not_written_over_a_newer_one(tmp_path, monkeypat
 
 def test_a_best_epoch_between_two_checkpoints_is_saved_whole(tmp_path):
     """With its optimizers, while the training that goes on keeps its own."""
-    splits, model = splits_of(*SHORT), run.build_model(*settings_and_recipe(*SHORT))
+    splits, model = splits_of(*SHORT), model_of(*SHORT)
 
     def state():
         parts = (model, model.optimizer, model.meta_optimizer)

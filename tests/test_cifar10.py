@@ -1,4 +1,4 @@
-"""CIFAR-10 directories, whole and in all broken states."""
+"""CIFAR-10 directories, whole and in all broken states; CIFAR-100; human labels of both."""
 
 import io
 import os
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mln_keras.data import cifar10
+from mln_keras.data import cifar10, cifar100, corruption
 from mln_keras.data.checks import ArgumentError
 
 NUM_TRAIN, NUM_TEST = 24, 10
@@ -215,9 +215,10 @@ def test_a_download_leaves_the_prepared_data_and_only_that(tmp_path, network, mo
     assert_is_whole(cifar10.load(data_dir))
 
 
-def test_human_labels_come_in_the_row_order_of_the_images(tmp_path):
+def test_human_labels_come_in_the_row_order_of_the_images(cifar_dir):
     rng = np.random.default_rng(1)
-    human = {name: rng.integers(0, 10, NUM_TRAIN) for name in cifar10.HUMAN_LABELS}
+    features = ("aggre_label", "random_label1", "random_label2", "random_label3", "worse_label")
+    human = {name: rng.integers(0, 10, NUM_TRAIN) for name in features}
     generators = cifar_generators()
 
     def with_human_labels(self, dl_manager):
@@ -230,17 +231,79 @@ def test_human_labels_come_in_the_row_order_of_the_images(tmp_path):
         splits = generators(self, dl_manager)
         return {split: examples(split, rows) for split, rows in splits.items()}
 
-    prepare(tmp_path, with_human_labels, "cifar10_n")
-    for name, expected in human.items():
-        labels = cifar10.human_labels(tmp_path, name)
-        np.testing.assert_array_equal(labels, expected)
+    prepare(cifar_dir, with_human_labels, "cifar10_n")
+    source = cifar10.load(cifar_dir)
+    assert source.human_labels.keys() == {0.09, 0.17, 0.4}
+    for ratio, name in ((0.09, "aggre_label"), (0.17, "random_label1"), (0.4, "worse_label")):
+        labels = source.human_labels[ratio](cifar_dir)
+        np.testing.assert_array_equal(labels, human[name])
         assert labels.dtype == np.int32
 
 
 def test_human_labels_that_are_not_there_get_one_line(cifar_dir):
+    source = cifar10.load(cifar_dir)
     with pytest.raises(ArgumentError) as error:
-        cifar10.human_labels(cifar_dir, "worse_label")
+        source.human_labels[0.4](cifar_dir)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(f"data_dir: {cifar_dir}: cifar10_n is not prepared there; ")
-    with pytest.raises(ValueError, match="expected one of aggre_label, .* received 'clean'"):
-        cifar10.human_labels(cifar_dir, "clean")
+
+
+# ---- CIFAR-100 ----------------------------------------------------------------------------------
+
+
+def cifar100_generators(**more):
+    """As `cifar_generators`, with fine labels; `more` are further features, functions of a row."""
+    images, labels = cifar_arrays()
+
+    def examples(split, start, count):
+        for i in range(count):
+            row = start + i
+            of_row = {name: value(row) if split == "train" else -1 for name, value in more.items()}
+            yield i, {"id": f"{split}_{i:05d}", "image": png(images[row]),
+                      "label": int(labels[row]) * 9, "coarse_label": 3} | of_row  # fmt: skip
+
+    def split_generators(self, dl_manager):
+        del dl_manager
+        self.info.features["label"].names = list(cifar100.CLASS_NAMES)
+        return {"train": examples("train", 0, NUM_TRAIN),
+                "test": examples("test", NUM_TRAIN, NUM_TEST)}  # fmt: skip
+
+    return split_generators
+
+
+def test_cifar100_has_the_fine_labels_in_the_order_of_the_ids(tmp_path):
+    source = cifar100.load(prepare(tmp_path, cifar100_generators(), "cifar100"))
+    images, labels = cifar_arrays()
+    np.testing.assert_array_equal(source.train_images, images[:NUM_TRAIN])
+    np.testing.assert_array_equal(source.train_labels, labels[:NUM_TRAIN] * 9)
+    np.testing.assert_array_equal(source.held_out_labels, labels[NUM_TRAIN:] * 9)
+    assert source.test_size == NUM_TEST // 2 and source.train_labels.dtype == np.int32
+    assert source.num_classes == 100
+    known = {0: "apple", 8: "bicycle", 35: "girl", 58: "pickup_truck", 89: "tractor", 99: "worm"}
+    assert {i: source.class_names[i] for i in known} == known
+
+
+def test_flips_of_cifar100_go_round_in_each_superclass(tmp_path):
+    source = cifar100.load(prepare(tmp_path, cifar100_generators(), "cifar100"))
+    names = {source.class_names[a]: source.class_names[b] for a, b in source.flips.items()}
+    known = {"baby": "boy", "boy": "girl", "girl": "man", "man": "woman", "woman": "baby"}
+    known |= {"whale": "beaver", "beaver": "dolphin", "tractor": "lawn_mower"}
+    assert names.items() >= known.items() and set(names) == set(names.values())
+    for start in source.flips:
+        ring = [start]
+        while (following := source.flips[ring[-1]]) != start:
+            ring.append(following)
+        assert len(ring) == 5
+
+
+def test_human_labels_of_cifar100(tmp_path):
+    prepare(tmp_path, cifar100_generators(), "cifar100")
+    more = {"noise_label": lambda row: (row * 7) % 100, "worker_id": lambda row: 1,
+            "worker_time": lambda row: 0.5}  # fmt: skip
+    prepare(tmp_path, cifar100_generators(**more), "cifar100_n")
+    source = cifar100.load(tmp_path)
+    labels = corruption.corrupt(
+        source, "human", 0.4, 0, data_dir=tmp_path, build_teacher=None
+    )
+    np.testing.assert_array_equal(labels, np.arange(NUM_TRAIN) * 7 % 100)
+    assert labels.dtype == np.int32

@@ -11,26 +11,22 @@ import keras
 import numpy as np
 import pytest
 import requests
-from runs import RUN, SHORT, main, settings_and_recipe, splits_of
+from runs import RUN, SHORT, main, model_of, settings_and_recipe, splits_of
 
 from mln_keras import MetaLabelNet
-from mln_keras.command import run
 from mln_keras.command.recipes import RECIPES, Recipe
-from mln_keras.data import LOADERS, cifar10, digits, teacher
+from mln_keras.data import LOADERS, digits, teacher
 from mln_keras.layers import RandomFlipCrop
 from mln_keras.methods import METHODS, CrossEntropy
 
 FLAGS = [
-    "dataset", "data_dir", "noise", "noise_ratio", "noise_probs", "meta_size", "unlabeled_size",
+    "dataset", "data_dir", "noise", "noise_ratio", "noise_labels", "noise_probs", "meta_size",
+    "backbone", "weights", "image_size", "resize", "check_files", "unlabeled_size",
     "corrections",
     "method", "epochs", "warmup_epochs", "batch_size", "learning_rate", "meta_learning_rate",
     "inner_learning_rate", "as_run", "clean_weight", "fine_tune_epochs", "vertical_flip", "seed",
     "output_dir", "resume", "mixed_precision", "jit_compile", "steps_per_execution",
 ]  # fmt: skip
-
-
-def build(*flags):
-    return run.build_model(*settings_and_recipe(*flags))
 
 
 def kernel_shapes(model):
@@ -50,9 +46,10 @@ def test_help_names_every_flag_and_each_recipes_value(capsys, flag):
     _, *sections = re.split(r"^  --", out, flags=re.MULTILINE)
     texts = {t.split(":")[0].removeprefix("[no]"): " ".join(t.split()) for t in sections}
     replaced = {field.name for field in dataclasses.fields(Recipe)} & set(FLAGS)
-    assert len(replaced) == 11
+    assert len(replaced) == 15
     for name in replaced:
-        values = [f"{getattr(r, name)} ({d})" for d, r in RECIPES.items()]
+        of_recipes = {d: getattr(r, name) for d, r in RECIPES.items()}
+        values = [f"{value} ({d})" for d, value in of_recipes.items() if value is not None]
         assert f" Default: {', '.join(values)}." in texts[name]
 
 
@@ -109,7 +106,7 @@ def test_flags_reach_the_model():
         "--learning_rate", "0.5", "--meta_learning_rate", "0.25", "--inner_learning_rate", "2",
         "--jit_compile", "--steps_per_execution", "9",
     )  # fmt: skip
-    model = build(*flags, "--mixed_precision")
+    model = model_of(*flags, "--mixed_precision")
     assert type(model) is MetaLabelNet
     assert (model.warmup_epochs, model.seed, model.inner_learning_rate) == (5, 3, 2.0)
     assert (float(model.optimizer.learning_rate), float(model.optimizer.momentum)) == (0.5, 0.9)
@@ -117,14 +114,14 @@ def test_flags_reach_the_model():
     assert model.jit_compile is True and model.steps_per_execution == 9
     assert model.classifier.layers[-1].compute_dtype == "bfloat16"
     of_all = ("--dataset", "digits", "--seed", "3", "--learning_rate", "0.5")
-    model = build(*of_all, "--method", "cross_entropy")
+    model = model_of(*of_all, "--method", "cross_entropy")
     assert type(model) is CrossEntropy and model.seed == 3
     assert float(model.optimizer.learning_rate) == 0.5 and model.meta_optimizer is None
     assert model.classifier.layers[-1].compute_dtype == "float32"
 
 
 def test_the_model_of_cifar10_is_the_papers():
-    model = build("--dataset", "cifar10")
+    model = model_of("--dataset", "cifar10", image_shape=(32, 32, 3))
     assert model.image_shape == (32, 32, 3) and kernel_shapes(model) == [
         (3, 3, 3, 64), (3, 3, 64, 64), (3, 3, 64, 128), (3, 3, 128, 128), (3, 3, 128, 196),
         (3, 3, 196, 196), (4 * 4 * 196, 256), (256, 10),
@@ -132,7 +129,8 @@ def test_the_model_of_cifar10_is_the_papers():
     expected = {"padding": 4, "horizontal_flip": True, "vertical_flip": True}
     assert isinstance(model.augmentation, RandomFlipCrop)
     assert {name: getattr(model.augmentation, name) for name in expected} == expected
-    changed = build("--dataset", "cifar10", "--novertical_flip").augmentation
+    flags = ("--dataset", "cifar10", "--novertical_flip")
+    changed = model_of(*flags, image_shape=(32, 32, 3)).augmentation
     assert {n: getattr(changed, n) for n in expected} == expected | {"vertical_flip": False}
     expected = {
         "warmup_epochs": 44, "feature_extractor": None, "inner_learning_rate": 1.0,
@@ -150,7 +148,7 @@ def test_the_model_of_cifar10_is_the_papers():
 
 
 def test_the_model_of_digits():
-    model = build("--dataset", "digits")
+    model = model_of("--dataset", "digits")
     assert kernel_shapes(model) == [(3, 3, 1, 32), (3, 3, 32, 32), (4 * 4 * 32, 64), (64, 10)]
     expected = {"padding": 1, "horizontal_flip": False, "vertical_flip": False}
     assert {name: getattr(model.augmentation, name) for name in expected} == expected
@@ -167,13 +165,12 @@ def test_the_seed_reaches_splits_and_noise():
 
 
 def test_the_data_directory_reaches_the_images_and_the_human_labels(monkeypatch):
-    source, found = dataclasses.replace(digits.load(), name="cifar10"), []
+    source, found = digits.load(), []
+    human = {0.4: lambda *given: found.append(given) or source.train_labels}
+    source = dataclasses.replace(source, human_labels=human)
     monkeypatch.setitem(LOADERS, "cifar10", lambda *given: found.append(given) or source)
-    monkeypatch.setattr(
-        cifar10, "human_labels", lambda *given: found.append(given) or source.train_labels
-    )
     splits_of("--dataset", "cifar10", "--noise", "human", "--data_dir", "there", "--meta_size", 300)
-    assert found == [("there",), ("there", "worse_label")]
+    assert found == [("there",), ("there",)]
 
 
 def test_a_path_that_begins_with_a_tilde_is_in_the_home_directory(monkeypatch):
@@ -195,14 +192,26 @@ NUMBER, INTEGER = "could not convert string to float", "invalid literal for int(
 BOTH = ", ".join(METHODS)
 # What each bad line of flags is answered with; of these flags the message begins with the last.
 REFUSED = {
-    "--dataset mnist": "expected one of digits, cifar10, received 'mnist'",
+    "--dataset mnist": f"expected one of {', '.join(RECIPES)}, received 'mnist'",
     "--noise salt": "expected one of none, uniform, class_dependent, feature_dependent, human, "
-    "received 'salt'",
+    "own, file, received 'salt'",
+    "--noise own": "digits has right labels; expected none, uniform, class_dependent, "
+    "feature_dependent, human",
+    "--noise file": "for labels of a file give --noise_labels only",
+    "--noise_labels l.npy --noise uniform": "expected none with --noise_labels, which says all "
+    "labels",
+    "--noise_labels l.npy --noise_ratio 0.3": "expected none with --noise_labels, which says all "
+    "labels",
+    "--dataset folders --noise_ratio 0.3": "expected none with --noise own, as nobody knows it",
+    "--dataset folders --image_size 9 --resize 8": "expected at least 9, received 8",
+    "--image_size 9": "is for data sets of image files",
+    "--dataset webvision --data_dir=": "expected the folder of WebVision 1.0, received none",
+    "--dataset table --data_dir=": "expected the CSV file of your images, received none",
     "--method magic": f"expected one of {BOTH}, received 'magic'",
     "--method=": f"expected one of {BOTH}, received ''",
     "--dataset digits --method=": f"expected one of {BOTH}, received ''",
     "--noise none --noise_ratio 0.2": "expected 0 with --noise none, received 0.2",
-    "--noise human": "human labels exist for cifar10 only, received digits",
+    "--noise human": "digits has no human labels",
     "--noise uniform --noise_probs p.npy": "is for --noise feature_dependent, received with "
     "--noise uniform",
     "--meta_size 301": "expected 1 to 300 for digits, received 301",

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from mln_keras import layers
 from mln_keras.layers import convolution
+from mln_keras.layers.pooling import max_pool
 
 
 def softmax(z):
@@ -124,6 +125,22 @@ def test_window_max_pooling(shape):
     pooled = layers.WindowMaxPooling2D()(x)
     np.testing.assert_array_equal(pooled, keras.layers.MaxPooling2D(2)(x))
     assert layers.WindowMaxPooling2D().compute_output_shape(shape) == pooled.shape
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 2), (2, 9, 8, 3), (1, 6, 7, 5, 2)])
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (2, 3), (3, 1)])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_max_pool_is_that_of_keras_in_value_and_gradient(shape, window, stride, padding):
+    x = tf.constant(np.random.default_rng(0).normal(size=shape), tf.float32)
+    sides = len(shape) - 2
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        found = max_pool(x, (window,) * sides, (stride,) * sides, padding)
+        expected = keras.ops.max_pool(x, window, stride, padding)
+        weights = tf.reshape(tf.range(tf.size(found), dtype=tf.float32), found.shape)
+        sums = [tf.reduce_sum(weights * y) for y in (found, expected)]
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(*(tape.gradient(s, x) for s in sums))
 
 
 def test_of_equal_maxima_the_first_takes_the_gradient():

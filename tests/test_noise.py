@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mln_keras.data import cifar10, corruption, digits, noise, teacher
+from mln_keras.data import corruption, digits, noise, teacher
 
 AUTHORS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -345,42 +345,57 @@ def test_without_a_file_a_teacher_of_the_seed_is_asked(tmp_path, monkeypatch, ke
     if keras_home:
         home = tmp_path / keras_home
         monkeypatch.setenv("KERAS_HOME", str(home))
-    noisy = corrupt(source, "feature_dependent", 1.0, seed=5, build_teacher=digits.load, say=repr)
+    noisy = corrupt(
+        source, "feature_dependent", 1.0, seed=5, build_teacher=lambda *of: of, network="tiny",
+        say=repr,
+    )  # fmt: skip
     np.testing.assert_array_equal(noisy, (source.train_labels + 4) % 10)
-    assert calls == [(source, digits.load, str(home / "mln_keras_teachers" / "load"), 5, repr)]
+    ((given, build, *rest),) = calls
+    assert given is source and build() == (10, (8, 8, 1))
+    assert rest == [str(home / "mln_keras_teachers" / "tiny"), 5, repr]
 
 
-@pytest.mark.parametrize(
-    ("ratio", "name"), [(0.09, "aggre_label"), (0.17, "random_label1"), (0.4, "worse_label")]
-)
-def test_human_noise_is_the_label_set_of_that_ratio(monkeypatch, ratio, name):
-    source = dataclasses.replace(digits.load(), name="cifar10")
-    sets = {("there", name): np.roll(source.train_labels, 1)}
-    monkeypatch.setattr(cifar10, "human_labels", lambda *arguments: sets[arguments])
-    found = corrupt(source, "human", ratio, data_dir="there")
+def with_human_labels(change):
+    """The digits with human labels at 0.17 and 0.4, `change` of the right ones and of a folder."""
+    source = digits.load()
+    human = {ratio: lambda folder, r=ratio: change(source.train_labels, folder, r)
+             for ratio in (0.17, 0.4)}  # fmt: skip
+    return dataclasses.replace(source, human_labels=human)
+
+
+def test_human_noise_is_the_label_set_of_that_ratio():
+    source = with_human_labels(lambda right, *given: np.roll(right, {("there", 0.17): 1}[given]))
+    found = corrupt(source, "human", 0.17, data_dir="there")
     np.testing.assert_array_equal(found, np.roll(source.train_labels, 1))
 
 
-def test_human_labels_of_another_number_of_images_are_refused(monkeypatch):
-    source = dataclasses.replace(digits.load(), name="cifar10")
-    monkeypatch.setattr(cifar10, "human_labels", lambda *_: source.train_labels[1:])
+def test_human_labels_of_another_number_of_images_are_refused():
     with pytest.raises(ValueError, match=r"^human labels: expected .* \(1197,\)"):
-        corrupt(source, "human", 0.4)
+        corrupt(with_human_labels(lambda right, *_: right[1:]), "human", 0.4)
 
 
 @pytest.mark.parametrize(
-    ("data_set", "name", "ratio", "message"),
-    [
-        ("digits", "salt", 0.4, "^noise: expected one of none, uniform, .*, received 'salt'$"),
-        ("cifar10", "human", 0.2, "^noise_ratio: .* exist for 0.09, 0.17, 0.4, received 0.2$"),
-        ("digits", "human", 0.4, "^noise: human labels exist for cifar10 only, received digits$"),
-    ],
-)
-def test_noise_that_does_not_exist_gets_one_line(monkeypatch, data_set, name, ratio, message):
-    monkeypatch.setattr(cifar10, "human_labels", None)
-    source = dataclasses.replace(digits.load(), name=data_set)
+    ("name", "ratio", "message"),
+    [("salt", 0.4, "^noise: expected one of none, uniform, .*, received 'salt'$"),
+     ("human", 0.2, "^noise_ratio: human labels exist for 0.17, 0.4, received 0.2$"),
+     ("own", None, "^noise: digits has right labels; expected none, uniform, .* human$")],
+)  # fmt: skip
+def test_noise_that_does_not_exist_gets_one_line(name, ratio, message):
     with pytest.raises(ValueError, match=message):
-        corrupt(source, name, ratio)
+        corrupt(with_human_labels(None), name, ratio)
+
+
+def test_a_data_set_without_human_labels_has_no_such_noise():
+    with pytest.raises(ValueError, match="^noise: digits has no human labels$"):
+        corrupt(digits.load(), "human", 0.4)
+
+
+@pytest.mark.parametrize("name", corruption.MADE)
+def test_wrong_labels_are_not_made_wrong_again(name):
+    source = dataclasses.replace(digits.load(), has_right_labels=False)
+    with pytest.raises(ValueError, match=f"^noise: digits has .*; expected own, received {name}$"):
+        corrupt(source, name, 0.4)
+    np.testing.assert_array_equal(corrupt(source, "own", None), source.train_labels)
 
 
 def test_a_data_set_without_flips_has_no_class_dependent_noise():

@@ -28,6 +28,7 @@ from runs import (
     UNLABELED,
     WARMUP_EPOCHS,
     main,
+    model_of,
     names,
     read_history,
     read_result,
@@ -47,8 +48,8 @@ from mln_keras.training.model import NoisyLabelModel
 
 RESULT_KEYS = [
     "dataset", "noise", "noise_ratio", "noise_ratio_actual", "noise_ratio_estimated", "method",
-    "seed", "epochs", "warmup_epochs", "warmup_test_accuracy", "best_epoch", "meta_accuracy",
-    "test_accuracy", "last_test_accuracy", "seconds", "flags", "versions",
+    "samples", "seed", "epochs", "warmup_epochs", "warmup_test_accuracy", "best_epoch",
+    "meta_accuracy", "test_accuracy", "last_test_accuracy", "seconds", "flags", "versions",
 ]  # fmt: skip
 
 
@@ -197,7 +198,7 @@ def test_soft_labels_are_the_last_epochs_and_the_model_the_best_ones(tmp_path, m
     assert read_result(tmp_path)["best_epoch"] == 2
     best = keras.models.load_model(tmp_path / "model.keras")
     assert best.phase == 2 and best.meta_optimizer.iterations == 1197 // 64
-    model = run.build_model(*settings_and_recipe(*flags))
+    model = model_of(*flags)
     model.load_weights(tmp_path / "checkpoint" / "epoch-0003" / "model.weights.h5")
     np.testing.assert_allclose(
         np.load(tmp_path / "soft_labels.npz")["soft_labels"],
@@ -270,7 +271,7 @@ def test_a_run_trains_on_given_labels_and_chooses_by_the_meta_set(tmp_path, monk
     assert meta == ((splits.meta_images, splits.meta_labels) if method == "metalabelnet" else None)
     assert held_out == {
         "meta": (splits.meta_images, splits.meta_labels, 1000),
-        "test": (splits.test_images, splits.test_labels, 1000),
+        "test": (splits.test_images, splits.test_labels, 1000, None),
     }
     assert batch_size == 48
 
@@ -468,7 +469,7 @@ def test_a_loss_that_turns_nan_later_keeps_the_last_good_checkpoint(tmp_path, ca
     assert "the last good checkpoint, of epoch 1" in err and str(tmp_path) in err
     assert names(tmp_path) == {"checkpoint", "history.csv"} and len(read_history(tmp_path)) == 1
     state, path = checkpoints.load_checkpoint(tmp_path)
-    model = run.build_model(*settings_and_recipe(*flags))
+    model = model_of(*flags)
     model.load_weights(path)
     assert state["epoch"] == 1
     assert all(np.isfinite(variable.numpy()).all() for variable in model.training_state())

@@ -111,6 +111,15 @@ def test_corrections_keep_relabel_and_drop(tmp_path):
     np.testing.assert_array_equal(LABELS, [1, 1, 0, -1, 0])
 
 
+def test_corrections_name_the_files_of_the_data_where_they_name_any(tmp_path):
+    files = [f"/here/{name}.png" for name in "abcde"]
+    path = written(tmp_path / "c.csv", "0,/there/a.png,dog,drop,", "1,,dog,relabel,owl")
+    assert corrections.apply(path, LABELS, NAMES, files)[:2].tolist() == [-1, 2]
+    path = written(tmp_path / "c.csv", "1,,dog,keep,", "0,/here/b.png,dog,drop,")
+    with pytest.raises(ArgumentError, match="line 3: the file of index 0 is .*b.png, in .*a.png$"):
+        corrections.apply(path, LABELS, NAMES, files)
+
+
 WRONG = {
     "twice": (["0,,dog,keep,", "0,,dog,drop,"], "line 3: index 0 comes twice"),
     "given": (["0,,cat,keep,"], "the given label of index 0 is cat, in the data dog"),

@@ -1,6 +1,7 @@
 """What training needs to know of a classifier: its shapes, and where its features are."""
 
 import contextlib
+import functools
 import math
 
 import keras
@@ -9,6 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from mln_keras.data.checks import ArgumentError
+from mln_keras.layers.pooling import max_pool
 from mln_keras.training import keras_private
 
 MAX_POOLING = (keras.layers.MaxPooling1D, keras.layers.MaxPooling2D, keras.layers.MaxPooling3D)
@@ -150,35 +152,43 @@ def last_dense(classifier):
 
 
 @contextlib.contextmanager
-def max_pooling_in_float32(classifier):
-    """Lets max pooling compute in float32, where it is in a 16-bit type, while the context is.
+def twice_differentiable_max_pooling(classifier):
+    """Gives Keras' max pooling right second derivatives in forward passes while the context is.
 
-    The maximum is the same number. But XLA has no second derivative of max pooling in 16-bit
-    types, and the meta-gradient needs one.
+    What it computes stays the same; `layers.pooling.max_pool` says what was wrong. Layers with a
+    `call` of their own stay as they are, and so do images whose sides are not known.
     """
     layers = [
         layer
         for layer in keras_private.all_layers(classifier)
-        if isinstance(layer, MAX_POOLING) and layer.compute_dtype == "bfloat16"
+        if isinstance(layer, MAX_POOLING)
+        and type(layer).call is keras.layers.MaxPooling2D.call
+        and layer.data_format == "channels_last"
     ]
-    policies = [layer.dtype_policy for layer in layers]
+
+    def pool(layer, call, inputs):
+        if None in inputs.shape[1:]:
+            return call(inputs)
+        return max_pool(inputs, layer.pool_size, layer.strides, layer.padding)
+
     for layer in layers:
-        layer.dtype_policy = "float32"
+        layer.call = functools.partial(pool, layer, layer.call)
     try:
         yield
     finally:
-        for layer, policy in zip(layers, policies, strict=True):
-            layer.dtype_policy = policy
+        for layer in layers:
+            del layer.call
 
 
 def scales_down(classifier):
-    """Whether a classifier begins by making small numbers of 0..255, by `Rescaling(1 / 255)` or so.
+    """Whether a classifier begins by making small numbers of 0..255, by `Rescaling(1 / 255)` or so,
+    or by taking a mean of them away.
 
     Layers without weights may come before that.
     """
     for layer in getattr(classifier, "layers", []):
         if isinstance(layer, keras.layers.Rescaling):
-            return np.max(np.abs(layer.scale)) <= 1 / 100
+            return np.max(np.abs(layer.scale)) <= 1 / 100 or np.max(np.abs(layer.offset)) >= 10
         if scales_down(layer):
             return True
         if layer.weights:
