@@ -22,12 +22,28 @@ def define_flags():
     f = flags.FlagValues()
 
     def define(kind, name, default, text, **more):
-        values = {d: getattr(recipe, name, None) for d, recipe in RECIPES.items()}
-        shown = [f"{v} ({d})" for d, v in values.items() if v is not None]
-        if shown:
-            text += f" Default: {', '.join(shown)}."
+        data_sets = {}  # by the value of their recipes
+        for data_set, recipe in RECIPES.items():
+            data_sets.setdefault(getattr(recipe, name, None), []).append(data_set)
+        data_sets.pop(None, None)
+        if data_sets:
+            shown = (f"{value} ({', '.join(names)})" for value, names in data_sets.items())
+            text += f" Default: {'; '.join(shown)}."
         getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=f, **more)
 
+    _define_data(define)
+    _define_training(define)
+    define("string", "output_dir", None, "Default: runs/DATASET-NOISE-RATIO-METHOD-seedN.")
+    define("bool", "resume", False, "Continue the run in --output_dir from its last epoch.")
+    define("bool", "mixed_precision", False, "Compute in bfloat16, keep weights in float32.")
+    define("bool", "jit_compile", None, "Compile the step with XLA. Default: where there is a GPU.")
+    define("integer", "steps_per_execution", None,
+           "Steps a call, at most. Default: 390 on a GPU, else 1.")
+    define("bool", "help", False, "Show this help.", short_name="h")
+    return f
+
+
+def _define_data(define):
     define("string", "dataset", None, f"One of {', '.join(RECIPES)}. Default: digits, "
            "and without --method too, both methods side by side: a demonstration.")
     define("string", "data_dir", None, "Where the data set is: for cifar10 and cifar100 the "
@@ -58,6 +74,9 @@ def define_flags():
     define("integer", "unlabeled_size", None, "Training samples whose label is removed.")
     define("multi_string", "corrections", None, "CSV file of corrected labels, as the page "
            "review/index.html of a run exports it. Given again, the next file corrects further.")
+
+
+def _define_training(define):
     define("string", "method", None, f"One of {', '.join(METHODS)}. Default: metalabelnet.")
     define("integer", "epochs", None, "Epochs of both phases together.")
     define("integer", "warmup_epochs", None, "Epochs of phase 1.")
@@ -72,14 +91,6 @@ def define_flags():
            "the clean images after phase 2. Default: 0.")
     define("bool", "vertical_flip", None, "Mirror half of the training images top to bottom, too.")
     define("integer", "seed", 0, "Of splits, noise, initial weights, order and augmentation.")
-    define("string", "output_dir", None, "Default: runs/DATASET-NOISE-RATIO-METHOD-seedN.")
-    define("bool", "resume", False, "Continue the run in --output_dir from its last epoch.")
-    define("bool", "mixed_precision", False, "Compute in bfloat16, keep weights in float32.")
-    define("bool", "jit_compile", None, "Compile the step with XLA. Default: where there is a GPU.")
-    define("integer", "steps_per_execution", None,
-           "Steps a call, at most. Default: 390 on a GPU, else 1.")
-    define("bool", "help", False, "Show this help.", short_name="h")
-    return f
 
 
 def read_flags(argv):
