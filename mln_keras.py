@@ -25,7 +25,6 @@ from mln_keras.training import before_keras
 before_keras.settle(__name__)
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -259,7 +258,7 @@ class MetaLabelNet(NoisyLabelModel):
             batch_size: images computed at once.
 
         Returns:
-            float32 NumPy array (N, C); rows sum to 1.
+            float32 NumPy array (N, C); rows sum to 1. Those of files that cannot be read are NaN.
 
         Raises:
             ArgumentError: before phase 2 has begun, and for images of another shape or dtype.
@@ -268,8 +267,7 @@ class MetaLabelNet(NoisyLabelModel):
         if self.phase == 1:
             raise ArgumentError("soft_labels", "the label head learns in phase 2, not yet begun")
         checks.images("images", images, self.image_shape, self.image_dtype)
-        spans = batches.spans(images, batch_size)
-        return np.concatenate([self._write_soft_labels(span) for span in spans])
+        return batches.rows_of(images, self._write_soft_labels, batch_size, "soft labels")
 
 
 def meta_gradient(model, tape, g, φ, α, meta_batch, moves_batch_norm=True):

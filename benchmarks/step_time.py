@@ -1,7 +1,7 @@
 """Milliseconds a training step, cross-entropy beside phase 2, in one run through `fit`.
 
     python benchmarks/step_time.py [--mixed_precision] [--no-jit_compile] [--profile]
-    python benchmarks/step_time.py --network ResNet50 --batch_size 32 --files 1600
+    python benchmarks/step_time.py --network ResNet50 --side 224 --batch_size 32 --files 1600
 
 Cross-entropy is MetaLabelNet's warm-up. The images are made up; augmentation and input pipeline are
 included. The first epoch of each phase compiles and is not counted; of the others the median and
@@ -31,6 +31,7 @@ from mln_keras.training.keras_private import all_layers
 
 # The arithmetic of a step in forward passes, a backward pass being 2: f(x) and its gradient; in
 # phase 2 forward passes of g(x), f(x) and f at θ̂, three backward, and 2 for the gradient through θ̂.
+RESIZED = {224: 256, 299: 320}  # before the centre is taken, Section IV-B
 PASSES = {"cross-entropy": 3, "phase 2": 11}
 
 
@@ -39,6 +40,7 @@ def parse(argv):
     switch = {"action": argparse.BooleanOptionalAction}
     add = parser.add_argument
     add("--network", default="cnn8", help="cnn8, or a network of keras.applications")
+    add("--side", type=int, default=32, help="of the images, in pixels; the paper's: 224, 299")
     add("--images", type=int, default=49920, help="training images")
     add("--files", type=int, default=0, help="train from JPEG files instead, of 400 made-up ones")
     add("--batch_size", type=int, default=128, help="of training and meta batches")
@@ -64,23 +66,13 @@ def epochs_of(arguments):
     return spans
 
 
-def build_classifier(network):
-    if network == "cnn8":
-        return layers.cnn8()
-    backbone = getattr(keras.applications, network)(
-        weights=None, classes=10, classifier_activation=None
-    )
-    normalize = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32")
-    return keras.Sequential([keras.Input(backbone.input_shape[1:]), normalize, backbone])
-
-
 def build_model(arguments, warmup_epochs):
     if arguments.jit_compile:
         configure_xla()
     keras.config.set_dtype_policy("mixed_bfloat16" if arguments.mixed_precision else "float32")
     keras.utils.set_random_seed(0)
-    classifier = build_classifier(arguments.network)
-    is_small = classifier.input_shape[1] == 32
+    classifier = layers.backbone(arguments.network, 10, (arguments.side, arguments.side, 3))
+    is_small = arguments.side <= 32
     augmentation = layers.RandomFlipCrop(4 if is_small else 0, vertical_flip=is_small)
     model = MetaLabelNet(classifier, warmup_epochs, augmentation=augmentation)
     model.compile(
@@ -91,8 +83,9 @@ def build_model(arguments, warmup_epochs):
     return model
 
 
-def data(arguments, side, directory):
+def data(arguments, directory):
     """(Noisy data, meta data) for `fit`, as --files says; files are made in the directory."""
+    side = arguments.side
     if not arguments.files:
         rng = np.random.default_rng(0)
         noisy, meta = arguments.images, max(arguments.batch_size, arguments.images // 10)
@@ -101,7 +94,8 @@ def data(arguments, side, directory):
             for n in (noisy, meta)
         )
     input_pipeline.make_photographs(directory, min(arguments.files, 400))
-    images, labels, _ = image_files.from_directory(directory, (side, side), 2 * (side * 8 // 7,))
+    resize = RESIZED.get(side, side * 8 // 7)
+    images, labels, _ = image_files.from_directory(directory, (side, side), (resize, resize))
     many = np.arange(arguments.files) % len(images)
     steps, epochs = arguments.files // arguments.batch_size, 1 + arguments.epochs
     noisy = held_then_read(images[many], labels[many], arguments.batch_size, steps, epochs)
@@ -221,7 +215,7 @@ def main(argv):
     clock = Clock([span.start for name, span in spans.items() if name.endswith("profile")])
     steps = (arguments.files or arguments.images) // arguments.batch_size
     with tempfile.TemporaryDirectory() as directory:
-        noisy, meta = data(arguments, model.classifier.input_shape[1], directory)
+        noisy, meta = data(arguments, directory)
         model.fit(
             noisy, meta_data=meta, batch_size=arguments.batch_size, epochs=epochs,
             callbacks=[clock], verbose=0, steps_per_epoch=steps if arguments.files else None,

@@ -112,7 +112,7 @@ class SoftLabelChange(keras.callbacks.Callback):
         logs["soft_label_change"] = None
         if self.model.phase > 1:
             before, self._before = self._before, self.model.soft_labels(self._images)
-            logs["soft_label_change"] = float(np.abs(self._before - before).mean())
+            logs["soft_label_change"] = float(np.nanmean(np.abs(self._before - before)))
 
 
 def best_row(rows, chosen_from):

@@ -69,6 +69,8 @@ def _define_data(define):
            "an image file, in pixels.")
     define("integer", "resize", None, "Side of the square to which an image file is scaled "
            "before, in pixels; at least --image_size.")
+    define("bool", "check_files", False, "Decode every image file before training. Without it "
+           "2,000 are, and the others are counted in the first epoch.")
     define("integer", "unlabeled_size", None, "Training samples whose label is removed.")
     define("multi_string", "corrections", None, "CSV file of corrected labels, as the page "
            "review/index.html of a run exports it. Given again, the next file corrects further.")

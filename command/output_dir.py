@@ -12,7 +12,7 @@ from mln_keras.command.versions import VERSION
 from mln_keras.data.checks import ArgumentError
 
 # Where a run lies and how it is continued changes nothing about what it computes.
-NOT_PART_OF_A_RUN = ("output_dir", "data_dir", "resume")
+NOT_PART_OF_A_RUN = ("output_dir", "data_dir", "resume", "check_files")
 
 
 def find_run(directory, flags, resume):

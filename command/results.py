@@ -11,6 +11,7 @@ from mln_keras.command.files import atomic_write, write_csv, write_json
 from mln_keras.command.output_dir import NOT_PART_OF_A_RUN
 from mln_keras.command.versions import versions
 from mln_keras.data import batches, corruption, suspects
+from mln_keras.data.image_files import ImageFiles
 
 
 def write_soft_labels(directory, given_labels, soft_labels):
@@ -85,6 +86,15 @@ def write_suspects(directory, model, splits, flags):
     return suspects.share_of_wrong(joint)
 
 
+def unreadable_files(splits):
+    """Names of the image files that could not be read, a list, of each of train, meta and test."""
+    return {
+        name: list(dict.fromkeys(images.paths[~images.is_readable()]))
+        for name in ("train", "meta", "test")
+        if isinstance(images := getattr(splits, f"{name}_images"), ImageFiles)
+    }
+
+
 def write_results(directory, model, settings, rows, splits, flags, **more):
     """Writes what only a whole run has, result.json last; leaves the best epoch in the model.
 
@@ -123,6 +133,8 @@ def write_results(directory, model, settings, rows, splits, flags, **more):
         "noise_ratio_actual": splits.noise_ratio,
         "noise_ratio_estimated": estimated,
         "samples": splits.sizes(),
+        "class_names": list(splits.class_names),
+        "unreadable_files": unreadable_files(splits),
         **more,
         "flags": flags,
         "versions": versions(),

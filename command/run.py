@@ -15,8 +15,9 @@ from mln_keras.command.flags import read_flags, settings_of
 from mln_keras.command.terminal import StdoutError, complain, discard_stdout, say
 from mln_keras.command.versions import versions
 from mln_keras.command.xla import configure_xla
-from mln_keras.data import LOADERS, batches, checks, corruption, inputs
+from mln_keras.data import LOADERS, batches, checks, corruption, image_files, inputs
 from mln_keras.data.checks import ArgumentError
+from mln_keras.data.image_files import ImageFiles
 from mln_keras.data.source import make_splits
 from mln_keras.methods import METHODS
 from mln_keras.training import before_keras
@@ -83,6 +84,7 @@ def prepare(settings, recipe, claims):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         splits = load_splits(settings, recipe)
+        check_splits(settings, recipe, splits)
     for warning in caught:
         complain(f"warning: {warning.message}")
     for one in runs:
@@ -159,6 +161,15 @@ def _check_batch_size(settings, splits):
         checks.within("batch_size", size, 1, sizes["meta"], "the meta samples")
 
 
+def check_splits(settings, recipe, splits):
+    """Refuses image files of which too many cannot be read, and weights that cannot be had."""
+    parts = (splits.train_images, splits.meta_images, splits.test_images)
+    files = [images for images in parts if isinstance(images, ImageFiles)]
+    image_files.check_files(files, settings["seed"], settings["check_files"])
+    if recipe.weights != "none":
+        recipe.classifier(len(splits.class_names), splits.train_images.shape[1:])
+
+
 def execute(settings, recipe, runs, finished, splits):
     """Trains what is not finished, and prints the table of all; returns the exit status."""
     done = []
@@ -209,7 +220,8 @@ def run(settings, recipe, splits, callbacks=()):
         callbacks: Keras callbacks that come before what records an epoch and saves it.
     """
     directory = settings["output_dir"]
-    model = build_model(settings, recipe, len(splits.class_names), splits.train_images.shape[1:])
+    names, image_shape = splits.class_names, splits.train_images.shape[1:]
+    model = build_model(settings, recipe, len(names), image_shape, names)
     _, epochs, learning_rate_at = plan_of(settings, recipe)
     state, weights = checkpoints.load_checkpoint(directory)
     if model.keeps_samples:
@@ -270,7 +282,7 @@ def plan_of(settings, recipe):
     return options, epochs, learning_rate_at
 
 
-def build_model(settings, recipe, num_classes, image_shape):
+def build_model(settings, recipe, num_classes, image_shape, class_names=None):
     """The recipe's model for so many classes and images (H, W, channels), compiled.
 
     Sets Keras' global seed and dtype policy, which stay so.
@@ -283,6 +295,7 @@ def build_model(settings, recipe, num_classes, image_shape):
         augmentation=recipe.build_augmentation(vertical_flip=recipe.vertical_flip),
         shuffle_meta=False,  # their order is drawn already, with the split
         seed=settings["seed"],
+        class_names=class_names,
         **options,
     )
     meta_optimizer = None

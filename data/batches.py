@@ -1,15 +1,18 @@
 """Batches as `tf.data.Dataset`s whose order is a function of seed and epoch."""
 
+import functools
 import math
 
 import numpy as np
 import tensorflow as tf
 
-from mln_keras.data import checks, tensorflow_errors
+from mln_keras.data import checks, tensorflow_errors, unreadable
 from mln_keras.data.checks import ArgumentError
 from mln_keras.data.image_files import ImageFiles
+from mln_keras.data.progress import progress
 
 HELD_BYTES = 2**30
+CALL_BYTES = 2**28  # of the batches that one call takes, at most
 BATCH_SIZE = 128  # the default
 INFERENCE_PIXELS = 1000 * 32 * 32  # of a batch, at most
 MANY = 2**31 - 1  # rounds, as many as an int32 counts
@@ -22,6 +25,9 @@ def batches(
 
     An order that depends on nothing but (seed, epoch) is what makes a resumed run equal an
     unbroken one: `tf.data.Dataset.shuffle` would start again from its first order.
+
+    In the place of a file that cannot be read comes the next sample once more, so that batches are
+    full and an epoch has its length; its name is then in `ImageFiles.unreadable`.
 
     Args:
         images: (N, H, W, C), any dtype, or `ImageFiles`.
@@ -37,7 +43,8 @@ def batches(
         int32 (batch_size,) where they are given, with N // batch_size batches an epoch.
 
     Raises:
-        ValueError: where the batch is larger than the split.
+        ValueError: where the batch is larger than the split. The data set raises an error where too
+            many files cannot be read; see `unreadable.check`.
     """
     checks.integer("batch_size", batch_size, 1)
     count, steps = len(images), len(images) // batch_size
@@ -52,32 +59,67 @@ def batches(
         columns = [images.names() if in_files else tf.convert_to_tensor(images)]
         columns += [tf.cast(column, tf.int32) for column in (labels, rows) if column is not None]
 
-    def indices(epoch):
-        order = tf.range(count)
-        if seed is not None:
-            of_epoch = (seed, tf.cast(epoch, tf.int32))
-            order = tf.random.experimental.stateless_shuffle(order, seed=of_epoch)
-        order = tf.reshape(order[: steps * batch_size], (steps, batch_size))
-        return tf.data.Dataset.from_tensor_slices(order)
+    def order(epoch):
+        with tf.device("CPU"):
+            places = tf.range(count)
+            if seed is not None:
+                of_epoch = (seed, tf.cast(epoch, tf.int32))
+                places = tf.random.experimental.stateless_shuffle(places, seed=of_epoch)
+            return places[: steps * batch_size]
 
     def gather(index):
-        index = tf.ensure_shape(index, [batch_size])
         return tuple(tf.gather(column, index) for column in columns)
 
-    dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(indices)
-    dataset = dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
     if in_files:
-        dataset = dataset.unbatch().map(
-            lambda path, *others: (images.decode(path), *others),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
+        dataset = _read(images, gather, order, epochs, steps * batch_size)
         dataset = dataset.batch(batch_size, drop_remainder=True)
+    else:
+        dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(
+            lambda epoch: tf.data.Dataset.from_tensor_slices(
+                tf.reshape(order(epoch), (steps, batch_size))
+            )
+        )
+        dataset = dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps * len(epochs)))
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+def _read(images, gather, order, epochs, an_epoch):
+    """The samples of `ImageFiles`, epoch after epoch, what cannot be read replaced by the next.
+
+    Args:
+        images: `ImageFiles`.
+        gather: function of a row number that returns the file's name and what belongs to it.
+        order: function of an epoch that returns its row numbers (an_epoch,).
+        epochs: range of the epochs' numbers.
+        an_epoch: samples an epoch.
+    """
+    missed, order_of = {}, functools.lru_cache(1)(lambda epoch: order(epoch).numpy())
+
+    def rows_of(start, stop):
+        numbers = tf.data.Dataset.range(start, stop)
+        return numbers.flat_map(lambda e: tf.data.Dataset.from_tensor_slices(order(e)))
+
+    def read(row):
+        path, *others = gather(row)
+        return images.decode(path), *others
+
+    def note(first, end):
+        for number in range(first, end):
+            epoch, place = divmod(number, an_epoch)
+            missed[images.paths[order_of(epochs.start + epoch)[place]]] = None
+        images.unreadable.update(missed)
+        unreadable.check(missed, len(images))
+
+    return unreadable.without_gaps(
+        rows_of(epochs.start, epochs.stop), read, an_epoch * len(epochs), note,
+        following=rows_of(epochs.stop, epochs.stop + 1),
+    )  # fmt: skip
+
+
 def in_order(images, labels, batch_size):
-    """Every sample once, in order; the last batch may be smaller.
+    """Every sample once, in order; the last batch may be smaller. Files that cannot be read are
+    left out.
 
     Args:
         images: (N, H, W, C), any dtype, or `ImageFiles`.
@@ -88,7 +130,15 @@ def in_order(images, labels, batch_size):
         tf.data.Dataset of (images (n, H, W, C), labels (n,)).
     """
     if isinstance(images, ImageFiles):
-        return images.dataset(labels, batch_size)
+        rows = np.arange(len(images), dtype=np.int32)
+        numbered = images.dataset(rows, batch_size)
+        labels = tf.constant(labels)
+
+        def readable(images, rows):
+            is_there = rows >= 0
+            return images[is_there], tf.gather(labels, rows[is_there])
+
+        return numbered.map(readable)
     samples = tf.data.Dataset.from_tensor_slices((images, labels))
     return samples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
@@ -96,6 +146,25 @@ def in_order(images, labels, batch_size):
 def for_inference(images):
     """How many of these images are computed at once where nothing is learned: 32 to 1000."""
     return min(max(INFERENCE_PIXELS // (images.shape[1] * images.shape[2]), 32), 1000)
+
+
+def rows_of(images, function, batch_size, what):
+    """What a function returns for all images, some of them at a time.
+
+    Args:
+        images: array (N, H, W, channels) or `ImageFiles`.
+        function: of images (n, H, W, channels), returns an array or tensor (n, C).
+        batch_size: at most n.
+        what: images done, in words, for `progress`.
+
+    Returns:
+        NumPy array (N, C); rows of files that cannot be read are NaN.
+    """
+    parts = progress(spans(images, batch_size), len(images), what)
+    rows = np.concatenate([np.asarray(function(part)) for part in parts])
+    if isinstance(images, ImageFiles):
+        rows[~images.is_readable()] = np.nan
+    return rows
 
 
 def spans(images, batch_size):
@@ -199,6 +268,13 @@ def stack(images, labels, batch_size):
     places = np.arange(count * math.ceil(len(labels) / count)).reshape(count, -1)
     rows = places % len(labels)
     return images[rows], np.where(places < len(labels), labels[rows], -1)
+
+
+def steps_in_memory(dataset, most):
+    """How many batches of a data set are together at most `CALL_BYTES`, from 1 to `most`."""
+    specs = tf.nest.flatten(dataset.element_spec)
+    size = sum(spec.dtype.size * (spec.shape.num_elements() or 0) for spec in specs)
+    return max(1, min(most, CALL_BYTES // max(size, 1)))
 
 
 def largest_divisor(number, at_most):

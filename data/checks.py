@@ -181,6 +181,24 @@ def labels(name, labels, count, num_classes, allow_unlabeled=False):
     return labels.astype(np.int32)
 
 
+def class_names(names, num_classes):
+    """Returns C names as a list of strings; None where there are none.
+
+    Raises:
+        ArgumentError: where they are not C different strings of one line.
+    """
+    if names is None:
+        return None
+    found = [names] if isinstance(names, str) else [str(name) for name in names]
+    is_one_line = all(len(name.splitlines()) == 1 for name in found)
+    if len(found) != num_classes or len(set(found)) < num_classes or not is_one_line:
+        raise ArgumentError(
+            "class_names",
+            f"expected {num_classes} different names of one line each, received {names!r}",
+        )
+    return found
+
+
 def rare_classes(labels, names):
     """Says of which classes there are few samples.
 

@@ -1,6 +1,7 @@
 """Images in files, decoded while the network trains."""
 
 import collections
+import copy
 import math
 import os
 import warnings
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from mln_keras.data import image_decoding, tensorflow_errors
+from mln_keras.data import image_decoding, tensorflow_errors, unreadable
 from mln_keras.data.checks import ArgumentError
+from mln_keras.data.progress import progress
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp")
 NAMED = 3  # files in a message
+SAMPLE = 2000  # files that are decoded before a training
 
 
 class ImageFiles:
@@ -35,6 +38,8 @@ class ImageFiles:
         shape: (N, H, W, 3).
         dtype: uint8.
         nbytes: of all the images, decoded.
+        unreadable: names of the files that could not be read so far, a dict whose values are None.
+            Images that are taken out of others share it with them.
 
     Raises:
         ValueError: for arguments of another form than these.
@@ -54,15 +59,19 @@ class ImageFiles:
         for name, pair in (("size", size), ("resize", resize)):
             if np.shape(pair) != (2,):
                 raise ArgumentError(name, f"expected (height, width), received {pair!r}")
-        names = [_file_name(path, index) for index, path in enumerate(paths)]
-        self.paths = np.array(names, dtype=object)
         self.size, self.resize = tuple(size), tuple(resize)
         if any(before < after for before, after in zip(self.resize, self.size, strict=True)):
             raise ArgumentError(
                 "resize", f"expected at least size={self.size}, received {self.resize}"
             )
-        self.shape = (len(self.paths), *self.size, 3)
+        names = [_file_name(path, index) for index, path in enumerate(paths)]
+        self._hold(np.array(names, dtype=object), {})
+
+    def _hold(self, paths, unreadable):
+        self.paths, self.unreadable = paths, unreadable
+        self.shape = (len(paths), *self.size, 3)
         self.nbytes = math.prod(self.shape)
+        self._names = None
 
     def __len__(self):
         return len(self.paths)
@@ -72,13 +81,22 @@ class ImageFiles:
         numbers those images, as `ImageFiles`."""
         paths = self.paths[index]
         is_one = isinstance(paths, str)
-        images = ImageFiles([paths] if is_one else paths, self.size, self.resize)
+        images = copy.copy(self)
+        images._hold(np.array([paths], dtype=object) if is_one else paths, self.unreadable)
         return next(iter(images)) if is_one else images
+
+    def joined(self, others):
+        """These images and others, which are read at the size of these."""
+        images = copy.copy(self)
+        images._hold(np.concatenate([self.paths, others.paths]), self.unreadable)
+        return images
 
     def __iter__(self):
         """Decodes one image after the other, uint8 (H, W, 3); ValueError where that fails."""
+        paths = tf.data.Dataset.from_tensor_slices(self.names())
+        images = paths.map(self.decode, num_parallel_calls=tf.data.AUTOTUNE)
         with tensorflow_errors.in_one_line():
-            for batch in self.dataset().as_numpy_iterator():
+            for batch in images.batch(32).prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
                 yield from batch
 
     def __array__(self, dtype=None, copy=None):
@@ -90,10 +108,16 @@ class ImageFiles:
 
     def names(self):
         """The file names as `decode` takes them, a string tensor (N,)."""
-        return tf.constant([os.fsencode(path) for path in self.paths], tf.string)
+        if self._names is None:
+            with tf.device("CPU"):
+                self._names = tf.constant([os.fsencode(path) for path in self.paths], tf.string)
+        return self._names
 
     def dataset(self, labels=None, batch_size=32):
         """All images in their order, for `evaluate`, `predict` and `validation_data`.
+
+        In the place of a file that cannot be read comes a black image with the label -1, which
+        `evaluate` leaves out; its name is then in `unreadable`.
 
         Args:
             labels: integers (N,) or None.
@@ -110,11 +134,39 @@ class ImageFiles:
                 "labels",
                 f"expected shape ({len(self)},), one an image, received {np.shape(labels)}",
             )
-        paths = tf.data.Dataset.from_tensor_slices(self.names())
-        images = paths.map(self.decode, num_parallel_calls=tf.data.AUTOTUNE)
-        if labels is not None:
-            images = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(labels))
-        return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+        paths = self.names()
+        columns = [] if labels is None else [tf.cast(labels, tf.int32)]
+
+        def read(row):
+            return self.decode(paths[row]), *(column[row] for column in columns)
+
+        def note(first, end):
+            self.unreadable.update(dict.fromkeys(self.paths[first:end]))
+
+        samples = unreadable.without_gaps(
+            tf.data.Dataset.range(len(self)), read, len(self), note
+        )
+        samples = samples if columns else samples.map(lambda image: image)
+        length = math.ceil(len(self) / batch_size)
+        batches = samples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+        return batches.apply(tf.data.experimental.assert_cardinality(length))
+
+    def is_readable(self):
+        """Which files could be read so far, or have not been looked at yet, bool (N,)."""
+        return np.array([path not in self.unreadable for path in self.paths], bool)
+
+    def load(self, labels):
+        """All images that can be read, decoded, uint8 (n, H, W, 3), and their labels (n,).
+
+        Raises:
+            ValueError: where too many cannot; see `unreadable.check`.
+        """
+        if not len(self):
+            return np.asarray(self), labels
+        batches = list(self.dataset(np.arange(len(self))).as_numpy_iterator())
+        images, rows = (np.concatenate(column) for column in zip(*batches))
+        unreadable.check(self.paths[rows < 0], len(self))
+        return images[rows >= 0], np.asarray(labels)[rows >= 0]
 
     def decode(self, path):
         """The image of a file, a uint8 tensor (H, W, 3), of its name, a string tensor."""
@@ -123,15 +175,46 @@ class ImageFiles:
     def find_damaged(self):
         """Decodes every file once; returns the names of those for which that fails, a list.
 
-        They are damaged, of a kind that is not read, or not there.
+        They are damaged, of a kind that is not read, or not there. How far it is is written to
+        standard error where it takes more than ten seconds.
         """
-        paths = tf.data.Dataset.from_tensor_slices(self.names())
-        whole = paths.map(
-            lambda path: (path, tf.reduce_max(self.decode(path))),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        found = {os.fsdecode(path) for path, _ in whole.ignore_errors().as_numpy_iterator()}
-        return [path for path in self.paths if path not in found]
+        paths = self.names()
+
+        def read(row):
+            return row, tf.reduce_max(self.decode(paths[row]))  # or it would not be decoded
+
+        rows = tf.data.Dataset.range(len(self)).map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        batches = rows.ignore_errors().batch(64).prefetch(tf.data.AUTOTUNE)
+        is_damaged = np.ones(len(self), bool)
+        rows = (rows for rows, _ in batches.as_numpy_iterator())
+        for found in progress(rows, len(self), "image files checked"):
+            is_damaged[found] = False
+        damaged = self.paths[is_damaged].tolist()
+        self.unreadable.update(dict.fromkeys(damaged))
+        return damaged
+
+
+def check_files(parts, seed, every=False):
+    """Decodes some files before a training, or every file; what cannot be read is `unreadable`.
+
+    Args:
+        parts: list of `ImageFiles`.
+        seed: integer, that decides which `SAMPLE` files are decoded.
+        every: whether all are.
+
+    Raises:
+        ValueError: where too many of those cannot be read; see `unreadable.check`.
+    """
+    count = sum(map(len, parts))
+    places = np.arange(count)
+    if not every and count > SAMPLE:
+        places = np.sort(np.random.default_rng(seed).choice(count, SAMPLE, replace=False))
+    damaged, start = [], 0
+    for part in parts:
+        of_part = places[(start <= places) & (places < start + len(part))] - start
+        damaged += part[of_part].find_damaged()
+        start += len(part)
+    unreadable.check(damaged, len(places))
 
 
 def _file_name(path, index):

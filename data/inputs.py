@@ -145,7 +145,10 @@ class TrainingData:
         """
         if isinstance(self._noisy, tf.data.Dataset):
             return next(iter(self._noisy))[0][:count]
-        return np.asarray(self._noisy[0][:count])
+        images = self._noisy[0][:count]
+        if isinstance(images, ImageFiles):  # a file that cannot be read is not to stop anything
+            return next(iter(images.dataset(batch_size=count))).numpy()
+        return np.asarray(images)
 
     def num_labeled(self):
         """How many labeled samples x has; a Dataset is gone through for it."""
@@ -264,7 +267,7 @@ def _meta_streams(meta, expected, batching):
     images, labels = _checked_arrays("meta_data", meta, expected, allow_unlabeled=False)
     _warn_of_rare_classes(labels, expected.num_classes)
     if isinstance(images, ImageFiles) and images.nbytes <= HELD_BYTES:
-        images = np.asarray(images)  # they come round many times an epoch, always the same
+        images, labels = images.load(labels)  # they come round many times an epoch, always the same
     held = None
     if batching.holds:
         held, images = hold(images)
@@ -387,7 +390,7 @@ def _join(images, more):
             f"expected {type(images).__name__} as x is, received {type(more).__name__}",
         )
     if isinstance(images, ImageFiles):
-        return ImageFiles([*images.paths, *more.paths], images.size, images.resize)
+        return images.joined(more)
     return np.concatenate([images, np.asarray(more, images.dtype)])
 
 

@@ -11,7 +11,8 @@ def find(probabilities, given_labels, class_names=None, paths=None):
     """Ranks the labeled samples, the least likely given label first.
 
     Args:
-        probabilities: of any model, floating (N, C), rows sum to 1.
+        probabilities: of any model, floating (N, C), rows sum to 1. A row of NaN, as of a file that
+            could not be read, is left out.
         given_labels: integers (N,) in [0, C); -1 for a sample without a label, which is left out.
         class_names: C different names; None is the classes' numbers.
         paths: N file names, or None.
@@ -118,10 +119,13 @@ def names_of(class_names, num_classes):
 
 
 def _checked(probabilities, given_labels):
-    check_probabilities(probabilities, np.size(given_labels))
-    probabilities = np.asarray(probabilities)
+    probabilities, labels = np.array(probabilities), np.array(given_labels)
+    if probabilities.ndim == 2 and labels.shape == probabilities.shape[:1]:
+        is_missing = np.isnan(probabilities).all(1)
+        probabilities[is_missing], labels[is_missing] = 1 / probabilities.shape[1], -1
+    check_probabilities(probabilities, labels.size)
     count, num_classes = probabilities.shape
-    labels = checks.labels("given_labels", given_labels, count, num_classes, allow_unlabeled=True)
+    labels = checks.labels("given_labels", labels, count, num_classes, allow_unlabeled=True)
     if not (labels >= 0).any():
         raise ArgumentError("given_labels", "expected at least one label, received -1 only")
     return probabilities, labels

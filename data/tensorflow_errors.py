@@ -9,6 +9,7 @@ from mln_keras.data.checks import ArgumentError
 
 MISREAD = "TensorFlow misreads this file"
 ASSERTED = re.compile(r"<<(\w+): (expected .*?)>>")
+OWN = re.compile(r"<<(.*?)>>", re.DOTALL)
 NOT_OPENED = re.compile(
     r"(?:with iterator: \S+|\}\}|unavailable>)\s(?!Error in)(.*?); ([A-Z][\w ]+)(?= \[Op|\s+\[\[)",
     re.DOTALL,
@@ -42,6 +43,8 @@ def in_one_line():
         text = str(error)
         if found := ASSERTED.search(text):
             raise ArgumentError(found[1], found[2]) from None
+        if found := OWN.search(text):
+            raise ValueError(found[1]) from None
         if "DecodeImage" in text or MISREAD in text:
             raise ValueError(
                 "an image file cannot be decoded; ImageFiles.find_damaged() names it"

@@ -189,9 +189,8 @@ def log_f(classifier, θ, x):
         return tf.nn.log_softmax(classifier(tf.cast(x, tf.float64), training=True))
 
 
-def meta_loss(classifier, φ, features, x, x_meta, y_meta):
+def meta_loss(classifier, θ, φ, features, x, x_meta, y_meta):
     """L_meta(θ̂(φ)), Eq. 5 to 9, written down once more."""
-    θ = [tf.constant(w.numpy()) for w in classifier.trainable_variables]
     with tf.GradientTape() as tape:
         tape.watch(θ)
         prediction = log_f(classifier, θ, x)
@@ -221,8 +220,9 @@ def test_the_meta_gradient_is_a_central_difference(float64, name, jit_compile):
     model.fit(x, np.zeros(4, int), meta_data=(x_meta, y_meta), batch_size=4, verbose=0)
     gradient = [before - w.numpy() for before, w in zip(φ, model.label_head.weights)]
     scale = 1e-3 / np.sqrt(sum((g**2).sum() for g in gradient))
+    θ = [tf.constant(w.numpy()) for w in classifier.trainable_variables]
     loss_at = tf.function(
-        lambda *φ: meta_loss(classifier, φ, features, x, x_meta, y_meta), autograph=False
+        lambda *head: meta_loss(classifier, θ, head, features, x, x_meta, y_meta), autograph=False
     )
     plus, minus = (
         float(loss_at(*(w + sign * scale * g for w, g in zip(φ, gradient)))) for sign in (1, -1)

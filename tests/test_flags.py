@@ -21,7 +21,7 @@ from mln_keras.methods import METHODS, CrossEntropy
 
 FLAGS = [
     "dataset", "data_dir", "noise", "noise_ratio", "noise_labels", "noise_probs", "meta_size",
-    "backbone", "weights", "image_size", "resize", "unlabeled_size",
+    "backbone", "weights", "image_size", "resize", "check_files", "unlabeled_size",
     "corrections",
     "method", "epochs", "warmup_epochs", "batch_size", "learning_rate", "meta_learning_rate",
     "inner_learning_rate", "as_run", "clean_weight", "fine_tune_epochs", "vertical_flip", "seed",

@@ -1,13 +1,18 @@
 """What a trained classifier says: `evaluate`, `predict` and `export`."""
 
+import pathlib
+import tempfile
+import warnings
+
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from mln_keras.data import batches, checks, inputs, tensorflow_errors
+from mln_keras.data import batches, checks, inputs, tensorflow_errors, unreadable
 from mln_keras.data.image_files import ImageFiles
 from mln_keras.layers import cross_entropy
+from mln_keras.training import keras_private
 from mln_keras.training.unsupported import refuse
 
 
@@ -17,25 +22,42 @@ class Evaluates:
     def evaluate(self, x=None, y=None, batch_size=None, *args, **kwargs):
         """As `keras.Model.evaluate`, without sample weights; `x` may be a pair (images, labels).
 
-        Of `ImageFiles` no more than some batches are in memory at a time.
+        Of `ImageFiles` no more than some batches are in memory at a time, and those that cannot be
+        read are left out.
 
         Raises:
             ArgumentError: for data that do not fit the model (for labels in a Dataset when they
                 come up).
+
+        Warns:
+            UserWarning: of files that cannot be read.
         """
+        files = None
         if not self.evaluates_in_fit(kwargs):
             refuse({"sample_weight": kwargs.pop("sample_weight", None)})
             expected = self._expected(self.image_dtype)
             data = inputs.check_evaluated("x", inputs.paired(x, y), expected)
+            files = data[0] if isinstance(data, (tuple, list)) else None
             data = inputs.streamed(data, batch_size)
             x, y = data if isinstance(data, (tuple, list)) else (data, None)
         with tensorflow_errors.in_one_line():
-            return super().evaluate(x, y, batch_size, *args, **kwargs)
+            result = super().evaluate(x, y, batch_size, *args, **kwargs)
+        if isinstance(files, ImageFiles) and not files.is_readable().all():
+            missing = files.paths[~files.is_readable()]
+            text = f"x: {len(missing)} of {len(files)} image files cannot be read and are left out: "
+            warnings.warn(text + unreadable.in_words(missing), UserWarning, stacklevel=2)
+        return result
 
     def predict(self, x, batch_size=None, *args, **kwargs):
-        """As `keras.Model.predict`; of `ImageFiles` only some batches are in memory at a time."""
+        """As `keras.Model.predict`.
+
+        Of `ImageFiles` only some batches are in memory at a time, and rows of those that cannot be
+        read are NaN. They take no other arguments: how far it is is written to standard error.
+        """
+        if isinstance(x, ImageFiles):
+            return batches.rows_of(x, self.predict_on_batch, batch_size or 32, "images predicted")
         with tensorflow_errors.in_one_line():
-            return super().predict(inputs.streamed(x, batch_size), batch_size, *args, **kwargs)
+            return super().predict(x, batch_size, *args, **kwargs)
 
     def test_step(self, batch):
         images, labels = batch
@@ -105,7 +127,9 @@ class Evaluates:
 
         Its `serve`, also the signature `serving_default`, takes `images`, (N, H, W, channels) of
         the dtype that the model was trained on (uint8 in 0..255 unless it was given float images),
-        and returns a dict with `probabilities`, float32 (N, C).
+        and returns a dict with `probabilities`, float32 (N, C). The `class_names`, where the model
+        has them, are the file assets/class_names.txt in it, a line each, in UTF-8; its path is
+        `class_names.asset_path` of what `tf.saved_model.load` returns.
         """
         checks.one_of("format", format, ("tf_saved_model",))
         dtype = self.image_dtype or "uint8"
@@ -119,4 +143,9 @@ class Evaluates:
             lambda images: {"probabilities": self(images, training=False)},
             input_signature=[images],
         )
-        archive.write_out(filepath, verbose=bool(verbose))
+        with tempfile.TemporaryDirectory() as directory:
+            if self.class_names is not None:
+                path = pathlib.Path(directory) / "class_names.txt"
+                path.write_text("".join(f"{name}\n" for name in self.class_names), "utf-8")
+                keras_private.add_asset(archive, "class_names", path)
+            archive.write_out(filepath, verbose=bool(verbose))

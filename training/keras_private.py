@@ -5,8 +5,10 @@ A new version of Keras is tried against this file first.
 
 import contextlib
 import functools
+import os
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 
@@ -29,6 +31,14 @@ def forget_accumulated(optimizer):
     """Empties what `gradient_accumulation_steps` has added up; Keras does so after a step only."""
     for gradient in getattr(optimizer, "_accumulated_gradients", []):
         gradient.assign(keras.ops.zeros_like(gradient))
+
+
+def add_asset(archive, name, path):
+    """Gives a `keras.export.ExportArchive` a file, as the attribute `name` of the SavedModel.
+
+    `_tf_trackable`: `track` takes layers and lookup tables, and of these it looks for files.
+    """
+    setattr(archive._tf_trackable, name, tf.saved_model.Asset(os.fspath(path)))
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         shuffle_meta: whether meta batches made from arrays are drawn anew each time that the meta
             data have come round; False keeps their order, as the authors' program does.
         seed: integer, at least 0; with the epoch it decides the order of batches made from arrays.
+        class_names: C different strings of one line, which saving and `export` keep; None for none.
 
     Attributes:
         image_shape, num_classes: (H, W, channels) and C.
@@ -58,7 +59,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             its image_data_format not channels_last.
     """
 
-    config_names = ("weight_decay", "shuffle_meta", "seed")
+    config_names = ("weight_decay", "shuffle_meta", "seed", "class_names")
     keeps_samples = False
     second_order = False  # whether it needs the derivative of the classifier's gradient
     needs_meta = False  # whether it learns from the clean data
@@ -66,8 +67,9 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
     flags = ()  # of the command line, those that this method takes and not all others do
 
     def __init__(
-        self, classifier, augmentation=None, weight_decay=1e-4, shuffle_meta=True, seed=0, **kwargs
-    ):
+        self, classifier, augmentation=None, weight_decay=1e-4, shuffle_meta=True, seed=0,
+        class_names=None, **kwargs
+    ):  # fmt: skip
         checks.keras_settings()
         super().__init__(**({"dtype": keras.config.floatx()} | kwargs))
         checks.integer("seed", seed, 0)
@@ -78,6 +80,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         self.shuffle_meta = shuffle_meta
         self.seed = seed
         self.image_shape, self.num_classes = classifier_shapes(classifier)
+        self.class_names = checks.class_names(class_names, self.num_classes)
         self.image_dtype = None
         self._first_values = None
         self.phase_in_training = 1  # which step is traced; `phase` is what saving saves
@@ -246,7 +249,8 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             steps_per_execution: at most how many steps run in one call; where the number of an
                 epoch's batches is known, the largest divisor of it up to that. With `jit_compile`,
                 and where batches have one shape, they are one XLA program: the fastest way on a
-                GPU, but a slow one on a CPU. The batches of two calls are in memory at a time. With
+                GPU, but a slow one on a CPU. The batches of two calls are in memory at a time, so
+                a call takes no more than 256 MiB of them. With
                 `tf.distribute` it is 1, as Keras fails with more.
 
         Raises:

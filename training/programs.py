@@ -36,13 +36,13 @@ def make_program(number, dataset, held, steps, most_steps, as_loop):
         number, held: as `Program`.
         dataset: tf.data.Dataset of single batches.
         steps: batches an epoch; None where it is unknown.
-        most_steps: at most how many steps run in one call.
+        most_steps: at most how many steps run in one call; fewer where their batches are large.
         as_loop: whether XLA compiles the step for one device. Keras' own loop over steps is no XLA
             program, as that could not read from tf.data: a program gets its batches stacked.
     """
     loop_length, a_call = 1, most_steps
     if steps:
-        a_call = batches.largest_divisor(steps, most_steps)
+        a_call = batches.largest_divisor(steps, batches.steps_in_memory(dataset, most_steps))
         if as_loop and batches.have_one_shape(dataset):
             loop_length, a_call = a_call, 1
     if loop_length > 1:

@@ -1,0 +1,137 @@
+"""Image files that cannot be read: passed over without a gap, and known by name.
+
+TensorFlow has no operation that tries: a file that cannot be read is missing from a data set whose
+errors are ignored. So samples are numbered before they are read, and a jump in the numbers tells.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+MOST = 0.01  # of a list; with more of them the training ends
+NAMED = 10  # files in a message
+IN_A_ROW = 256  # with so many the training ends, or it would look for a file for ever
+
+
+def without_gaps(samples, read, count, note, following=None):
+    """Reads samples; what cannot be read is replaced, so that there are as many as before.
+
+    Args:
+        samples: tf.data.Dataset.
+        read: function of a sample, in TensorFlow, that returns a tuple of tensors of known shape.
+        count: how many `samples` are.
+        note: function of (first, end), integers, called with the places in `samples`, from 0, of
+            samples in a row that cannot be read. What it raises the data set raises.
+        following: tf.data.Dataset of the samples that would come next. In the place of a sample
+            comes the next one that can be read, once more. None puts a blank sample there: an image
+            of zeros, and -1 for all else.
+
+    Returns:
+        tf.data.Dataset of tuples.
+    """
+    of_samples = samples.element_spec
+    of_samples = of_samples if isinstance(of_samples, tuple) else (of_samples,)
+    read = tf.function(read, autograph=False).get_concrete_function(*of_samples)
+    spec = read.structured_outputs
+    blank = [tf.fill(s.shape, tf.cast(-1 if i else 0, s.dtype)) for i, s in enumerate(spec)]
+    # A mark, which can be read, stands before each so many samples.
+    numbered = samples.enumerate()
+    mark = tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), numbered.element_spec[1:])
+    marks = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), *mark)).repeat()
+    turns = tf.data.Dataset.range(IN_A_ROW + 1).map(lambda i: tf.cast(i > 0, tf.int64)).repeat()
+    marked = tf.data.Dataset.choose_from_datasets([marks, numbered], turns)
+
+    def read_marked(place, *sample):
+        tensors = tf.cond(place < 0, lambda: tuple(blank), lambda: read(*sample))
+        return place, *(tf.ensure_shape(t, s.shape) for t, s in zip(tensors, spec))
+
+    found = marked.map(read_marked, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+    end = tf.data.Dataset.from_tensors(tuple(blank))
+    if following is not None:
+        end = following.map(read).ignore_errors().take(1)
+    found = found.concatenate(end.map(lambda *tensors: (tf.constant(count, tf.int64), *tensors)))
+    fill = _filler(note, blank if following is None else None)
+    start = tf.constant(-1, tf.int64), tf.constant(1, tf.int64)
+    return found.scan(start, lambda state, sample: fill(state, *sample)).unbatch().take(count)
+
+
+def _filler(note, blank):
+    """What puts samples into gaps, as a function for `tf.data.Dataset.scan`.
+
+    Args:
+        note: as `without_gaps`.
+        blank: tensors of a blank sample, a list; None takes the sample behind the gap.
+
+    Returns:
+        Function of a state (place of the sample before; samples since the last mark) and a place
+        with its tensors, that returns the new state and a batch: none where the place is a mark's,
+        else the sample behind what fills the gap before it.
+    """
+
+    def call(first, end, is_hopeless):
+        try:
+            note(int(first), int(end))
+            if is_hopeless:
+                raise ValueError(f"{end - first} image files one after the other cannot be read")
+        except ValueError as error:
+            raise ValueError(f"<<{error}>>") from None  # so that `tensorflow_errors` finds it
+        return np.int64(end - first)
+
+    def missing(first, end, is_hopeless=False):
+        return tf.ensure_shape(tf.numpy_function(call, [first, end, is_hopeless], tf.int64), ())
+
+    def fill(state, place, *tensors):
+        before, since = state
+        is_mark, has_gap = place < 0, place > before + 1
+        is_hopeless = is_mark & (since == 0) & (blank is None)
+        gap = tf.case(
+            [(is_hopeless, lambda: missing(before + 1, before + 1 + IN_A_ROW, True)),
+             (has_gap, lambda: missing(before + 1, place))],
+            default=lambda: tf.constant(0, tf.int64),
+        )  # fmt: skip
+        copies = [
+            tf.cond(
+                is_mark | has_gap,
+                lambda value=value, t=t: tf.concat(
+                    [tf.repeat(value[None], gap, axis=0), t[None]], axis=0
+                )[: tf.where(is_mark, tf.constant(0, tf.int64), gap + 1)],
+                lambda t=t: t[None],
+            )
+            for value, t in zip(blank or tensors, tensors, strict=True)
+        ]
+        copies = [tf.ensure_shape(c, (None, *t.shape)) for c, t in zip(copies, tensors)]
+        after = tf.where(is_mark, before, place), tf.where(is_mark, tf.zeros_like(since), since + 1)
+        return after, tuple(copies)
+
+    return fill
+
+
+def check(paths, count):
+    """Refuses too many files that cannot be read.
+
+    Args:
+        paths: their names, a collection.
+        count: how many files were to be read.
+
+    Raises:
+        ValueError: with the first names, where they are more than `MOST` of those.
+    """
+    if len(paths) > MOST * count:
+        raise ValueError(
+            f"{len(paths)} of {count} image files cannot be read, more than {MOST:.0%}: "
+            f"{in_words(paths)}"
+        )
+
+
+def in_words(paths):
+    """The first names of files that cannot be read, and why that is."""
+    names = ", ".join(f"{path!r} ({_reason(path)})" for path in list(paths)[:NAMED])
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return names + more
+
+
+def _reason(path):
+    try:
+        with open(path, "rb"):
+            return "no picture that TensorFlow decodes"
+    except OSError as error:
+        return (error.strerror or "not read").lower()
