@@ -2,11 +2,12 @@
 
     python benchmarks/long_lists.py
 
-Makes the lists with made-up names, in which the image files do not exist: one JPEG file of 500×400
+Makes the lists with made-up names, in which the image files do not exist: a JPEG file of 500×375
 pixels is decoded in the place of each. WebVision's list has 2.4 million lines; once all of them are
 of the 50 classes that are used, once the classes are drawn from all 1000. A new process reads the
-list, draws the splits and makes one batch, as the command line does. It prints the seconds since
-that process was started, of the clock and of the processor, and the most memory that it had.
+list, draws the splits, tries some files and makes one batch, as the command line does. It prints
+the seconds since that process was started, of the clock and of the processor, and the most memory
+that it had.
 """
 
 import argparse
@@ -61,11 +62,12 @@ def first_batch(data_set, root, since):
     from mln_keras.data import image_decoding, inputs
     from mln_keras.training.phases import Phase
 
-    decode, real = image_decoding.decode, str(root / "real.jpg")
+    decode, real = image_decoding.decode, str(root / "class_1" / "000001.jpg")
     image_decoding.decode = lambda path, *sizes: decode(real, *sizes)
-    given = flags.read_flags(["", f"--dataset={data_set}", f"--data_dir={root}"])
-    settings, recipe = flags.settings_of(given)
-    splits = run.load_splits(settings | {"method": "metalabelnet"}, recipe)
+    given = ["", f"--dataset={data_set}", f"--data_dir={root}", "--weights=none"]
+    settings, recipe = flags.settings_of(flags.read_flags(given))
+    splits = run.load_splits(settings, recipe)
+    run.check_splits(settings, recipe, splits)
     expected = inputs.Expected(splits.train_images.shape[1:], len(splits.class_names))
     batching = inputs.Batching(recipe.batch_size, settings["seed"])
     train = splits.train_images, splits.given_labels
@@ -84,16 +86,14 @@ def main(argv=None):
     if arguments.child:
         data_set, root, since = arguments.child
         return first_batch(data_set, pathlib.Path(root), float(since))
-    import numpy as np
-    import tensorflow as tf
+    import input_pipeline
 
-    pixels = np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8)
     print("| list | training images | seconds | of the processor | memory, GiB |")
     print("| --- | --- | --- | --- | --- |", flush=True)
     for name, num_classes in KINDS.items():
         with tempfile.TemporaryDirectory() as directory:
             root, data_set = pathlib.Path(directory), name.split()[0]
-            (root / "real.jpg").write_bytes(tf.io.encode_jpeg(pixels).numpy())
+            input_pipeline.make_photographs(root, 2)
             if data_set == "clothing1m":
                 make_clothing1m(root, int(1_000_000 * arguments.share))
             else:

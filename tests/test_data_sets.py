@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from layouts import LAYOUTS, READABLE, data_dir, write_image
+from layouts import LAYOUTS, READABLE, UNREADABLE, data_dir, write_image
 from runs import FILES, OF_SOFT_LABELS, main, names, read_history, read_result, settings_and_recipe
 
 from mln_keras.command import run
@@ -428,6 +428,28 @@ def test_folders_by_command(written, tmp_path, capsys):
     capsys.readouterr()
     train("folders", where, out)
     assert "holds this run, finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_data_set_of_damaged_files_is_refused_before_training(name, written, refused):
+    kinds = (*UNREADABLE, *["jpeg"] * 9) if name != "folders" else (*UNREADABLE[:3], "jpeg")
+    where, _ = written(name, kinds=kinds)
+    sizes = ("--meta_size", 16) if name == "food101n" else ()
+    line = refused("--dataset", name, "--data_dir", where, *TINY, *sizes)
+    assert re.search(r"\d+ of \d+ image files cannot be read, more than 1%: '.*\.jpg' \(", line)
+    assert "no picture that TensorFlow decodes" in line
+    assert name == "folders" or "no such file or directory" in line
+
+
+@pytest.mark.slow
+def test_a_damaged_file_is_passed_over_and_named(written, tmp_path):
+    where, expected = written("webvision")
+    damaged = expected["train"][7][0]
+    Path(damaged).write_text("no picture")
+    result, _ = train("webvision", where, tmp_path / "out")
+    assert result["unreadable_files"] == {"train": [damaged], "meta": [], "test": []}
+    files = [row["file"] for row in read_csv(tmp_path / "out" / "suspects.csv")]
+    assert len(files) == 99 and damaged not in files
 
 
 @pytest.mark.slow
