@@ -7,10 +7,10 @@ import tensorflow as tf
 
 from mln_keras.data.checks import ArgumentError
 
-WRONG_LABELS = re.compile(r"<<(\w+): (expected labels in .*?)>>")
+WRONG_DATA = re.compile(r"<<(\w+): (expected .*?)>>")
 
 
-def assert_labels(condition, name, wanted):
+def assert_that(condition, name, wanted):
     """An operation for a tf.data pipeline that fails, in words that `in_one_line` knows."""
     return tf.debugging.Assert(condition, [f"<<{name}: {wanted}>>"])
 
@@ -26,7 +26,7 @@ def in_one_line():
         yield
     except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
         text = str(error)
-        if found := WRONG_LABELS.search(text):
+        if found := WRONG_DATA.search(text):
             raise ArgumentError(found[1], found[2]) from None
         if "DecodeImage" in text:
             raise ValueError(
