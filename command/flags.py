@@ -5,6 +5,7 @@ import os
 import tensorflow as tf
 from absl import flags
 
+from mln_keras.command import devices
 from mln_keras.command.recipes import RECIPES
 from mln_keras.data import checks, corrections, corruption
 from mln_keras.data.checks import ArgumentError
@@ -42,7 +43,7 @@ def define_flags():
     define("string", "method", None, f"One of {', '.join(METHODS)}. Default: metalabelnet.")
     define("integer", "epochs", None, "Epochs of both phases together.")
     define("integer", "warmup_epochs", None, "Epochs of phase 1.")
-    define("integer", "batch_size", None, "Of training and meta batches.")
+    define("integer", "batch_size", None, "Of training and meta batches, over all GPUs.")
     define("float", "learning_rate", None, "λ, of the classifier, before the recipe's drops.")
     define("float", "meta_learning_rate", None, "β, of the label head.")
     define("float", "inner_learning_rate", None, "α, of the step from θ to θ̂ (Eq. 5).")
@@ -55,6 +56,9 @@ def define_flags():
     define("integer", "seed", 0, "Of splits, noise, initial weights, order and augmentation.")
     define("string", "output_dir", None, "Default: runs/DATASET-NOISE-RATIO-METHOD-seedN.")
     define("bool", "resume", False, "Continue the run in --output_dir from its last epoch.")
+    define("integer", "gpus", 1, "GPUs of this machine that share each batch. For small networks "
+           "one may be faster: benchmarks/scaling.py measures it. Several machines: see "
+           "docs/several_gpus.md.")
     define("bool", "mixed_precision", False, "Compute in bfloat16, keep weights in float32.")
     define("bool", "jit_compile", None, "Compile the step with XLA. Default: where there is a GPU.")
     define("integer", "steps_per_execution", None,
@@ -119,6 +123,8 @@ def settings_of(given):
         checks.one_of("method", given["method"], METHODS)
     recipe = RECIPES[settings["dataset"]].with_flags(settings)
     settings |= {name: getattr(recipe, name) for name in settings if hasattr(recipe, name)}
+    devices.check_gpus(settings["gpus"])
+    devices.workers()
     _check_ranges(settings)
     _check_method(given, settings)
     _check_together(settings, recipe)

@@ -373,6 +373,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
                 come up).
             ValueError: before `compile`.
             FloatingPointError: where the loss is not finite, with epoch and step.
+            ConnectionError: where another worker has ended.
 
         Warns:
             UserWarning: naming the classes of which a meta set of arrays holds no sample, where a
@@ -416,7 +417,8 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             validation_freq=validation_freq, validation_steps=validation_steps,
         )  # fmt: skip
         self.data_in_fit = data
-        self._fit_phases(make, fit_phase, watch, initial_epoch, epochs)
+        with tensorflow_errors.of_lost_workers():
+            self._fit_phases(make, fit_phase, watch, initial_epoch, epochs)
         return self.history
 
     def _fit_phases(self, make, fit_phase, callbacks, initial_epoch, epochs):
@@ -525,7 +527,8 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         callbacks.set_params(callbacks.params | {"steps": program.calls})
         with tensorflow_errors.in_one_line():
             super().fit(
-                self.shared(program.dataset, program.calls is not None), epochs=epochs.stop, initial_epoch=epochs.start,
+                self.shared(program.dataset, is_endless=program.calls is not None),
+                epochs=epochs.stop, initial_epoch=epochs.start,
                 steps_per_epoch=program.calls, callbacks=callbacks, shuffle=False, **kwargs,
             )  # fmt: skip
         if self.meta_optimizer is not None and self.phases()[program.number - 1].with_meta:

@@ -105,7 +105,8 @@ def make_function(model, step, length, compiles, states=()):
     strategy = model.distribute_strategy
     if compiles:
         # They fuse operations into ones that XLA has not, before it sees them.
-        tf.config.optimizer.set_experimental_options({"remapping": False, "layout_optimizer": False})
+        unwanted = ("remapping", "layout_optimizer")
+        tf.config.optimizer.set_experimental_options(dict.fromkeys(unwanted, False))
 
     held = model.held
 
