@@ -1,10 +1,16 @@
 """Several replicas compute what one does; here they are two halves of a CPU."""
 
+import contextlib
+import json
+import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from runs import FILES, names, read_history, read_result
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,3 +92,79 @@ METHODS = {
 @pytest.mark.slow
 def test_two_replicas_compute_what_one_does_of_methods_that_look_beyond_a_sample():
     run(f"for method, options in {METHODS}.items(): compare(method, options)")
+
+
+# ---- worker processes ---------------------------------------------------------------------------
+
+WORKER = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+from mln_keras.command import checkpoints, run
+from mln_keras.training.model import NoisyLabelModel
+
+checkpoints.CHECKPOINT_SECONDS = 0
+dies_in, flags = int(sys.argv[2]), sys.argv[3:]
+begin_epoch = NoisyLabelModel.begin_epoch
+
+def die(model, epoch):
+    if epoch == dies_in:
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin_epoch(model, epoch)
+
+NoisyLabelModel.begin_epoch = die
+sys.exit(run.main(["mln_keras.py", *flags]))
+"""
+NEVER = -1
+FLAGS = ("--dataset", "digits", "--method", "metalabelnet", "--epochs", "4", "--warmup_epochs", "2")
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("localhost", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def train_by_workers(directory, *flags, dies_in=(NEVER, NEVER)):
+    """Runs the command line in two processes; returns what each left, (status, stdout, stderr)."""
+    addresses = [f"localhost:{port}" for port in free_ports(2)]
+    processes = []
+    for index, epoch in enumerate(dies_in):
+        task = {"type": "worker", "index": index}
+        config = json.dumps({"cluster": {"worker": addresses}, "task": task})
+        command = [sys.executable, "-c", WORKER, ROOT, str(epoch), *FLAGS, *flags]
+        processes.append(subprocess.Popen(
+            [*command, "--output_dir", directory], env=os.environ | {"TF_CONFIG": config},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ))  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+@pytest.mark.slow
+def test_workers_one_of_which_is_killed_go_on_as_if_it_had_not_been(tmp_path):
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    for status, _, stderr in train_by_workers(unbroken):
+        assert status == 0, stderr
+
+    (status, _, stderr), (killed, _, _) = train_by_workers(broken, dies_in=(NEVER, 3))
+    assert (status, killed) == (1, -signal.SIGKILL)
+    own = [line for line in stderr.splitlines() if line.startswith("mln_keras.py: ")]
+    assert len(own) == 1 and "--resume" in own[0]
+    assert len(read_history(broken)) == 3 and not (broken / "result.json").exists()
+
+    (status, stdout, stderr), (other, nothing, _) = train_by_workers(broken, "--resume")
+    assert (status, other) == (0, 0), stderr
+    assert "from epoch 4 to 4" in stdout and nothing == ""
+    assert read_history(broken) == read_history(unbroken)
+    result, expected = read_result(broken), read_result(unbroken)
+    assert result["replicas"] == 2 and result["batch_size"] == expected["batch_size"]
+    for name in ("test_accuracy", "last_test_accuracy", "noise_ratio_estimated"):
+        assert result[name] == expected[name]
+    assert names(broken) == FILES
