@@ -123,7 +123,8 @@ def make_function(model, step, length, compiles, states=()):
         return (i + 1,)
 
     def average():
-        means = mean_over_replicas([tf.convert_to_tensor(state) for state in states])
+        # What is read of a variable is on its device without saying so; the copy does say it.
+        means = mean_over_replicas([tf.identity(state) for state in states])
         for state, mean in zip(states, means, strict=True):
             state.assign(mean)
 
