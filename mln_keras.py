@@ -32,13 +32,9 @@ from mln_keras.data import batches, checks
 from mln_keras.data.checks import ArgumentError
 from mln_keras.layers import LabelHead, cross_entropy, entropy, kl_divergence, mix_in_labels
 from mln_keras.training.classifier import find_features, last_dense
-from mln_keras.training.model import (
-    NoisyLabelModel,
-    assign_all,
-    gradient,
-    mean_over_replicas,
-)
+from mln_keras.training.model import NoisyLabelModel, assign_all, gradient
 from mln_keras.training.phases import Phase
+from mln_keras.training.replicas import mean_over_replicas
 
 
 @keras.saving.register_keras_serializable("mln_keras")

@@ -160,10 +160,11 @@ def run_and_measure(argv):
     """The command line with a `SoftLabelChange`. Errors end it as they are raised."""
     settings, recipe = settings_of(read_flags(argv))
     with contextlib.ExitStack() as claims:
-        (settings,), (finished,), splits = run.prepare(settings, recipe, claims)
+        (settings,), (finished,), splits, strategy = run.prepare(settings, recipe, claims)
         if finished is None:
             path = pathlib.Path(settings["output_dir"]) / grid.MEASURED
-            run.run(settings, recipe, splits, [SoftLabelChange(path, splits.train_images)])
+            soft_labels = SoftLabelChange(path, splits.train_images)
+            run.run(settings, recipe, splits, [soft_labels], strategy)
 
 
 @dataclasses.dataclass(frozen=True)

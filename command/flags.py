@@ -6,6 +6,7 @@ import os
 import tensorflow as tf
 from absl import flags
 
+from mln_keras.command import devices
 from mln_keras.command.recipes import RECIPES
 from mln_keras.data import checks, corrections, corruption, label_files
 from mln_keras.data.checks import ArgumentError
@@ -35,6 +36,9 @@ def define_flags():
     _define_training(define)
     define("string", "output_dir", None, "Default: runs/DATASET-NOISE-RATIO-METHOD-seedN.")
     define("bool", "resume", False, "Continue the run in --output_dir from its last epoch.")
+    define("integer", "gpus", 1, "GPUs of this machine that share each batch. For small networks "
+           "one may be faster: benchmarks/scaling.py measures it. Several machines: see "
+           "docs/several_gpus.md.")
     define("bool", "mixed_precision", False, "Compute in bfloat16, keep weights in float32.")
     define("bool", "jit_compile", None, "Compile the step with XLA. Default: where there is a GPU.")
     define("integer", "steps_per_execution", None,
@@ -80,7 +84,7 @@ def _define_training(define):
     define("string", "method", None, f"One of {', '.join(METHODS)}. Default: metalabelnet.")
     define("integer", "epochs", None, "Epochs of both phases together.")
     define("integer", "warmup_epochs", None, "Epochs of phase 1.")
-    define("integer", "batch_size", None, "Of training and meta batches.")
+    define("integer", "batch_size", None, "Of training and meta batches, over all GPUs.")
     define("float", "learning_rate", None, "λ, of the classifier, before the recipe's drops.")
     define("float", "meta_learning_rate", None, "β, of the label head.")
     define("float", "inner_learning_rate", None, "α, of the step from θ to θ̂ (Eq. 5).")
@@ -151,6 +155,8 @@ def settings_of(given):
     recipe = _with_network(recipe.with_flags(settings), given)
     recipe = _with_labels(recipe, given)
     settings |= {name: getattr(recipe, name) for name in settings if hasattr(recipe, name)}
+    devices.check_gpus(settings["gpus"])
+    devices.workers()
     _check_ranges(settings)
     _check_method(given, settings)
     _check_together(settings, recipe)

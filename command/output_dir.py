@@ -11,8 +11,8 @@ from mln_keras.command.checkpoints import best_weights, load_checkpoint
 from mln_keras.command.versions import VERSION
 from mln_keras.data.checks import ArgumentError
 
-# Where a run lies and how it is continued changes nothing about what it computes.
-NOT_PART_OF_A_RUN = ("output_dir", "data_dir", "resume", "check_files")
+# Where a run lies, how it is continued and on how many GPUs changes nothing about what it computes.
+NOT_PART_OF_A_RUN = ("output_dir", "data_dir", "resume", "check_files", "gpus")
 
 
 def find_run(directory, flags, resume):

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 import mln_keras
-from mln_keras.command import checkpoints, output_dir, plots, results
+from mln_keras.command import checkpoints, devices, output_dir, plots, results
 from mln_keras.command.flags import read_flags, settings_of
 from mln_keras.command.terminal import StdoutError, complain, discard_stdout, say
 from mln_keras.command.versions import versions
@@ -41,8 +41,8 @@ def main(argv=None):
             return 0
         settings, recipe = settings_of(given)
         with contextlib.ExitStack() as claims:
-            runs, finished, splits = prepare(settings, recipe, claims)
-            return execute(settings, recipe, runs, finished, splits)
+            runs, finished, splits, strategy = prepare(settings, recipe, claims)
+            return execute(settings, recipe, runs, finished, splits, strategy)
     except ArgumentError as error:
         complain(f"{'--' if error.name in given else ''}{error}")
         return 2
@@ -69,7 +69,7 @@ def prepare(settings, recipe, claims):
 
     Returns:
         (list of the settings of each run; list of their results, None where one is to be trained;
-        `Splits`, None where all are finished).
+        `Splits`, None where all are finished; tf.distribute.Strategy, None for one device).
     """
     runs = demonstration_runs(settings) if settings["method"] is None else [settings]
 
@@ -78,18 +78,18 @@ def prepare(settings, recipe, claims):
 
     finished = find_runs()
     if None not in finished:
-        return runs, finished, None
+        return runs, finished, None, None
     configure_keras()
-    configure_devices(settings)
+    strategy = configure_devices(settings)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         splits = load_splits(settings, recipe)
         check_splits(settings, recipe, splits)
     for warning in caught:
         complain(f"warning: {warning.message}")
-    for one in runs:
+    for one in runs if devices.workers()[1] else ():
         claims.enter_context(output_dir.claim_directory(one["output_dir"]))
-    return runs, find_runs(), splits  # anew, as another process may have been there
+    return runs, find_runs(), splits, strategy  # anew, as another process may have been there
 
 
 def demonstration_runs(settings):
@@ -117,11 +117,18 @@ def configure_keras():
 
 
 def configure_devices(settings):
-    """XLA's flags where it compiles; else, on a CPU, kernels that always sum in the same order."""
+    """XLA's flags where it compiles; else, on a CPU, kernels that always sum in the same order.
+
+    Returns:
+        The tf.distribute.Strategy, None for one device.
+    """
     if settings["jit_compile"]:
         configure_xla()
     elif not tf.config.list_physical_devices("GPU"):  # slow there, and Keras refuses them with XLA
         tf.config.experimental.enable_op_determinism()
+    strategy = devices.strategy_of(settings["gpus"])
+    devices.check_batch_size(settings["batch_size"], strategy)
+    return strategy
 
 
 def load_splits(settings, recipe):
@@ -170,17 +177,20 @@ def check_splits(settings, recipe, splits):
         recipe.classifier(len(splits.class_names), splits.train_images.shape[1:])
 
 
-def execute(settings, recipe, runs, finished, splits):
+def execute(settings, recipe, runs, finished, splits, strategy):
     """Trains what is not finished, and prints the table of all; returns the exit status."""
+    is_first = devices.workers()[1]
     done = []
     for one, result in zip(runs, finished, strict=True):
         if result is None:
-            result = run_or_say_why_not(one, recipe, splits)
+            result = run_or_say_why_not(one, recipe, splits, strategy)
             if result is None:
                 return 1
-        else:
+        elif is_first:
             say(f"{one['method']}: {one['output_dir']} holds this run, finished")
         done.append(result)
+    if not is_first:
+        return 0
     say(f"\n{results.table(done)}")
     if settings["method"] is None:
         curves = os.path.join(settings["output_dir"], "curves.png")
@@ -191,11 +201,11 @@ def execute(settings, recipe, runs, finished, splits):
     return 0
 
 
-def run_or_say_why_not(settings, recipe, splits):
+def run_or_say_why_not(settings, recipe, splits, strategy):
     """As `run`; None, and a line for the user, where the loss is not finite or a write fails."""
     directory = settings["output_dir"]
     try:
-        return run(settings, recipe, splits)
+        return run(settings, recipe, splits, strategy=strategy)
     except FloatingPointError as error:
         state, _ = checkpoints.load_checkpoint(directory)
         kept = "no checkpoint, as no epoch was done"
@@ -204,6 +214,8 @@ def run_or_say_why_not(settings, recipe, splits):
         complain(f"{error}; {directory} keeps {kept}")
     except BrokenPipeError:
         raise
+    except ConnectionError as error:
+        complain(f"{error}; start all workers again, with --resume, to continue the run")
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         complain(
@@ -212,33 +224,27 @@ def run_or_say_why_not(settings, recipe, splits):
     return None
 
 
-def run(settings, recipe, splits, callbacks=()):
+def run(settings, recipe, splits, callbacks=(), strategy=None):
     """Trains one run, writes its files and returns its result, the content of result.json.
 
+    Of several workers the first one alone records and writes; the others return {}.
+
     Args:
-        settings, recipe, splits: as `prepare` takes and returns them.
+        settings, recipe, splits, strategy: as `prepare` takes and returns them.
         callbacks: Keras callbacks that come before what records an epoch and saves it.
     """
-    directory = settings["output_dir"]
-    names, image_shape = splits.class_names, splits.train_images.shape[1:]
-    model = build_model(settings, recipe, len(names), image_shape, names)
-    _, epochs, learning_rate_at = plan_of(settings, recipe)
+    directory, is_first = settings["output_dir"], devices.workers()[1]
     state, weights = checkpoints.load_checkpoint(directory)
-    if model.keeps_samples:
-        model.see_samples(splits.given_labels)  # makes what the weights are loaded into
-    if state is not None:
-        model.load_weights(weights)
-    size = batches.for_inference(splits.test_images)
-    held_out = {
-        "meta": model.evaluation(splits.meta_images, splits.meta_labels, size),
-        "test": model.evaluation(splits.test_images, splits.test_labels, size, recipe.top_k),
-    }
-    recorder = checkpoints.RunRecorder(directory, settings, held_out, state, recipe.top_k)
-    say(f"{settings['method']} on {versions()['device']}: {directory}, from epoch "
-        f"{len(recorder.rows) + 1} to {epochs}")  # fmt: skip
+    done = state["epoch"] if state else 0
+    devices.check_same(strategy, done, splits.given_labels)
+    with devices.scope(strategy):
+        model = model_of(settings, recipe, splits, weights)
+    _, epochs, learning_rate_at = plan_of(settings, recipe)
     callbacks = [keras.callbacks.LearningRateScheduler(learning_rate_at), *callbacks]
-    if hasattr(model, "soft_labels"):
-        callbacks.append(checkpoints.SoftLabelChange(splits.train_images, splits.given_labels))
+    if is_first:
+        callbacks += _recorders(settings, recipe, model, splits, state)
+        say(f"{settings['method']} on {versions()['device']}: {directory}, from epoch "
+            f"{done + 1} to {epochs}")  # fmt: skip
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", inputs.FEW_META_SAMPLES)  # `make_splits` has said it
         model.fit(
@@ -246,16 +252,45 @@ def run(settings, recipe, splits, callbacks=()):
             meta_data=(splits.meta_images, splits.meta_labels) if model.needs_meta else None,
             batch_size=recipe.batch_size,
             epochs=epochs,
-            initial_epoch=state["epoch"] if state else 0,
-            callbacks=[*callbacks, recorder],
-            verbose=1 if sys.stdout.isatty() else 0,
+            initial_epoch=done,
+            callbacks=callbacks,
+            verbose=1 if is_first and sys.stdout.isatty() else 0,
         )
+    if not is_first:
+        return {}
+    if strategy is not None:  # what the first worker does now no other one joins
+        _, weights = checkpoints.load_checkpoint(directory)
+        dtype, model = model.image_dtype, model_of(settings, recipe, splits, weights)
+        model.image_dtype = dtype
+    return _write_files(settings, recipe, splits, model, callbacks[-1], strategy)
+
+
+def _recorders(settings, recipe, model, splits, state):
+    """The callbacks that record an epoch, the one that saves it last."""
+    size = batches.for_inference(splits.test_images)
+    held_out = {
+        "meta": model.evaluation(splits.meta_images, splits.meta_labels, size),
+        "test": model.evaluation(splits.test_images, splits.test_labels, size, recipe.top_k),
+    }
+    callbacks = []
     if hasattr(model, "soft_labels"):
-        given = splits.given_labels
+        callbacks.append(checkpoints.SoftLabelChange(splits.train_images, splits.given_labels))
+    recorder = checkpoints.RunRecorder(
+        settings["output_dir"], settings, held_out, state, recipe.top_k
+    )
+    return [*callbacks, recorder]
+
+
+def _write_files(settings, recipe, splits, model, recorder, strategy):
+    """Writes what a trained model leaves behind; returns the content of result.json."""
+    directory = settings["output_dir"]
+    if hasattr(model, "soft_labels"):
+        given, size = splits.given_labels, batches.for_inference(splits.train_images)
         soft_labels = model.soft_labels(splits.train_images, size, given_labels=given)
         results.write_soft_labels(directory, splits.given_labels, soft_labels)
     if model.keeps_samples:
         results.write_soft_labels(directory, splits.given_labels, model.sample_soft_labels())
+    _, epochs, _ = plan_of(settings, recipe)
     return results.write_results(
         directory,
         model,
@@ -264,6 +299,8 @@ def run(settings, recipe, splits, callbacks=()):
         splits,
         settings,
         seconds=recorder.seconds,
+        batch_size=recipe.batch_size,
+        replicas=strategy.num_replicas_in_sync if strategy else 1,
     )
 
 
@@ -308,4 +345,15 @@ def build_model(settings, recipe, num_classes, image_shape, class_names=None):
         jit_compile=settings["jit_compile"],
         steps_per_execution=settings["steps_per_execution"],
     )
+    return model
+
+
+def model_of(settings, recipe, splits, weights=None):
+    """`build_model` for what it is trained on, with the weights of a checkpoint, a path, or None."""
+    names, image_shape = splits.class_names, splits.train_images.shape[1:]
+    model = build_model(settings, recipe, len(names), image_shape, names)
+    if model.keeps_samples:
+        model.see_samples(splits.given_labels)  # makes what the weights are loaded into
+    if weights is not None:
+        model.load_weights(weights)
     return model

@@ -102,7 +102,7 @@ class TrainingData:
         labeled, everything, self.image_dtype, self.labels = make(
             noisy, unlabeled, expected, batching
         )
-        self._noisy, self._meta = noisy, meta
+        self._noisy, self._meta, self._placed = noisy, meta, {}
         expected = dataclasses.replace(expected, dtype=self.image_dtype)
         stream, beside = _meta_streams(meta, expected, batching)
         self._streams = {"labeled": labeled, "all": everything, "meta": stream, "beside": beside}
@@ -167,10 +167,17 @@ class TrainingData:
             return with_meta(dataset, self._streams["beside"].of, epochs)
         return dataset
 
-    def held(self, phase):
-        """The held images of each part of a phase's batch, a tuple of tensors or None."""
+    def held(self, phase, place=lambda images: images):
+        """The held images of each part of a phase's batch, a tuple of tensors or None.
+
+        `place` puts them where they are used; it is called once for each.
+        """
         names = (phase.samples, *(["meta"] if phase.with_meta else []))
-        return tuple(self._streams[name].held for name in names)
+        held = [self._streams[name].held for name in names]
+        for images in held:
+            if id(images) not in self._placed:
+                self._placed[id(images)] = place(images)
+        return tuple(self._placed[id(images)] for images in held)
 
 
 def _from_dataset(noisy, unlabeled, expected, batching):

@@ -63,6 +63,23 @@ def _not_read(error):
     return f"an image file cannot be read ({short(error)})"
 
 
+@contextlib.contextmanager
+def of_lost_workers():
+    """Turns the end of an exchange between workers, one of which has ended, into one line.
+
+    Raises:
+        ConnectionError: with what TensorFlow says.
+    """
+    try:
+        yield
+    except (
+        tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError,
+        tf.errors.CancelledError, tf.errors.DeadlineExceededError,
+        tf.errors.FailedPreconditionError, tf.errors.UnknownError,
+    ) as error:  # fmt: skip
+        raise ConnectionError(f"the exchange with another worker failed ({short(error)})") from None
+
+
 def short(error, width=160):
     """One short line for any exception, without TensorFlow's operation names and Keras' bold."""
     unwanted = r"\{\{.*?\}\}|\[Op:.*|\x1b\[\d+m"

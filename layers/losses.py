@@ -189,11 +189,13 @@ def soft_cross_entropy(soft_labels, logits):
     return -ops.sum(soft_labels * ops.log_softmax(ops.cast(logits, keras.config.floatx())), axis=-1)
 
 
-def prior_divergence(logits):
+def prior_divergence(logits, of_batch=lambda log_means: log_means):
     """KL(uniform ‖ mean_N p), how far a batch's mean prediction is from all classes alike.
 
     Args:
         logits: float (N, C); p is their softmax.
+        of_batch: function of log mean_N p, float32 (C,), that returns that of a whole batch, of
+            which these logits are a part.
 
     Returns:
         float32 scalar, in nats.
@@ -203,4 +205,5 @@ def prior_divergence(logits):
     log_predictions = ops.log_softmax(ops.cast(logits, keras.config.floatx()))
     size, num_classes = ops.shape(logits)
     log_sum = ops.logsumexp(log_predictions, axis=0)
-    return ops.log(ops.cast(size, log_sum.dtype)) - math.log(num_classes) - ops.mean(log_sum)
+    log_means = of_batch(log_sum - ops.log(ops.cast(size, log_sum.dtype)))
+    return -math.log(num_classes) - ops.mean(log_means)

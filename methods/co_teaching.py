@@ -14,6 +14,7 @@ from mln_keras.data.checks import ArgumentError
 from mln_keras.training.classifier import classifier_shapes
 from mln_keras.training.model import NoisyLabelModel, gradient
 from mln_keras.training.phases import Phase
+from mln_keras.training.replicas import gather_over_replicas, mean_over_replicas
 
 AS_RUN_RISES_TO, AS_RUN_THEN = 0.725, 0.2
 
@@ -139,8 +140,9 @@ class CoTeaching(NoisyLabelModel):
             logits = self._logits_of_both(images, training=True)
             losses = [layers.cross_entropy(labels, z) for z in logits]
             by_first, by_second = map(self._smallest, ranked if self.as_run else losses)
-            first = ops.sum(by_second * losses[0]) / ops.sum(by_second)
-            second = ops.sum(by_first * losses[1]) / ops.sum(by_first)
+            sizes = mean_over_replicas([ops.sum(by_second), ops.sum(by_first)])
+            first = ops.sum(by_second * losses[0]) / sizes[0]
+            second = ops.sum(by_first * losses[1]) / sizes[1]
             objective = first + second + self.regularization()
         self.apply_gradients(self.optimizer, gradient(tape, objective, weights), weights)
         self.update_metrics(first, labels, logits[0])
@@ -155,10 +157,14 @@ class CoTeaching(NoisyLabelModel):
         return super().regularization() + sum(second)
 
     def _smallest(self, losses):
-        """1 for each of the ⌊(1 − f)·B⌋ smallest losses (B,), 0 for the others; float32 (B,)."""
-        size = ops.cast(ops.shape(losses)[0], "float64")
+        """1 for each of the ⌊(1 − f)·B⌋ smallest losses (B,), 0 for the others; float32 (B,).
+
+        On a replica these are its share of the batch's.
+        """
+        every, start = gather_over_replicas(tf.stop_gradient(losses))
+        size = ops.cast(ops.shape(every)[0], "float64")
         count = ops.maximum(ops.floor((1 - self.forgotten) * size), 1)
-        ranks = ops.argsort(ops.argsort(losses))
+        ranks = ops.argsort(ops.argsort(every))[start : start + ops.shape(losses)[0]]
         return ops.cast(ops.cast(ranks, "float64") < count, keras.config.floatx())
 
 

@@ -12,6 +12,7 @@ from keras import ops
 from mln_keras import layers
 from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
+from mln_keras.training import replicas
 from mln_keras.training.model import gradient
 from mln_keras.training.phases import Phase
 from mln_keras.training.samples import KeepsSamples, rows_of, write_rows
@@ -187,13 +188,26 @@ class JointOptimization(KeepsSamples):
 
     def _penalty(self, logits):
         """What the loss has besides the cross-entropy."""
-        prior = layers.prior_divergence(logits)
+        prior = layers.prior_divergence(logits, _of_all_replicas)
         entropy = layers.entropy(logits)
         if self.as_run:
             p = ops.softmax(logits)
             prior += math.log(self.num_classes)
             entropy = layers.soft_cross_entropy(p, p)
         return self.prior_weight * prior + self.entropy_weight * tf.reduce_mean(entropy)
+
+
+def _of_all_replicas(log_means):
+    """log mean p (C,) of the replicas' batch, of log mean p of this one's share.
+
+    The gradient is such that its mean over the replicas is that of one loss of the whole batch.
+    """
+    if replicas.count() == 1:
+        return log_means
+    own = tf.stop_gradient(log_means)
+    every, _ = replicas.gather_over_replicas(own[None])
+    of_all = ops.logsumexp(every, axis=0) - math.log(replicas.count())
+    return of_all + ops.exp(own - of_all) * (log_means - own)
 
 
 def _means(predictions, otherwise):

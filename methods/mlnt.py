@@ -262,5 +262,10 @@ class MLNT(CrossEntropy):
         with keras.StatelessScope(state_mapping=weights):
             return super().logits(images, training)
 
+    def replica_states(self):
+        both = zip(self.classifier.weights, self.teacher, strict=True)
+        averages = [mean for weight, mean in both if not weight.trainable]
+        return [*super().replica_states(), *averages]
+
     def inference_variables(self):
         return [] if self.as_run else [*self.teacher, self.teacher_steps]

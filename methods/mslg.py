@@ -8,6 +8,7 @@ from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
 from mln_keras.layers import entropy, kl_divergence
 from mln_keras.methods.cross_entropy import CrossEntropy
+from mln_keras.training import replicas
 from mln_keras.training.model import gradient
 from mln_keras.training.phases import Phase
 from mln_keras.training.samples import KeepsSamples, rows_of, write_rows
@@ -135,7 +136,7 @@ class MSLG(KeepsSamples, CrossEntropy):
         meta_loss, (gradient_s,) = meta_gradient(
             self, meta_tape, g, [s], self.inner_learning_rate, meta_batch
         )
-        share = 1 / tf.distribute.get_strategy().num_replicas_in_sync  # of the batch
+        share = 1 / replicas.count()  # of the batch
         s = s - share * self.label_learning_rate * gradient_s
         write_rows(self.soft_label_logits, rows, s)
         with tape:  # entered again, it records on: f(x) stays the forward pass of above

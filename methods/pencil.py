@@ -7,6 +7,7 @@ from keras import ops
 from mln_keras import layers
 from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
+from mln_keras.training import replicas
 from mln_keras.training.model import gradient
 from mln_keras.training.phases import Phase
 from mln_keras.training.samples import KeepsSamples, rows_of, write_rows
@@ -163,7 +164,7 @@ class Pencil(KeepsSamples):
         *by_θ, by_s = gradient(tape, objective, [*θ, s])
         self.apply_gradients(self.optimizer, by_θ, θ)
         if self.phase_in_training == 2:
-            rate = self.label_learning_rate / tf.distribute.get_strategy().num_replicas_in_sync
+            rate = self.label_learning_rate / replicas.count()
             write_rows(self.label_logits, rows, s - rate * by_s)
         self.update_metrics(loss, labels, logits)
 

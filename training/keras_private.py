@@ -94,7 +94,7 @@ class Model(keras.Model):
         epoch, self._initial_epoch = self._initial_epoch, None
         return epoch
 
-    def _symbolic_build(self, *_, **__):
+    def _maybe_symbolic_build(self, *_, **__):
         """Keras' dry run under tf.distribute, of float32 images; all variables are there."""
 
     @staticmethod

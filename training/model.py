@@ -13,7 +13,7 @@ from keras import ops
 
 from mln_keras.data import batches, checks, inputs, tensorflow_errors
 from mln_keras.data.checks import ArgumentError
-from mln_keras.training import keras_private, phases, programs
+from mln_keras.training import keras_private, phases, programs, replicas
 from mln_keras.training.callbacks import PhasedCallbacks
 from mln_keras.training.classifier import (
     check_logits,
@@ -84,7 +84,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         self.image_dtype = None
         self._first_values = None
         self.phase_in_training = 1  # which step is traced; `phase` is what saving saves
-        self.loop_length = 1
+        self.loop_length, self.is_stacked = 1, False
         self.held = (None,)  # images on the GPU, of each part of a batch
         self.data_in_fit = None
         # All that training changes is a Keras variable, so that saving saves it.
@@ -113,6 +113,16 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
     def optimized_weights(self):
         """What the optimizer trains, a list of variables."""
         return self.classifier.trainable_variables
+
+    def replica_states(self):
+        """What each replica changes by itself, the averages of batch norm; a list of variables.
+
+        At the end of a call each becomes its mean over the replicas. As they are running means,
+        that is what they would be, had they been averaged in each step.
+        """
+        layers = [self.classifier, self.augmentation, *self.other_layers()]
+        states = [v for layer in layers for v in getattr(layer, "non_trainable_variables", ())]
+        return [v for v in states if v.dtype.startswith(("float", "bfloat"))]
 
     def begin_epoch(self, epoch):
         """Called before each epoch's first step, with the (0-based) number of the epoch."""
@@ -245,13 +255,14 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
                 Adam, 1e-2.
             metrics: Keras metrics of (given labels, class probabilities); they take sample
                 weights, and those of unlabeled samples are 0.
-            jit_compile, run_eagerly: as `keras.Model.compile`.
+            jit_compile, run_eagerly: as `keras.Model.compile`. Under a strategy of `tf.distribute`
+                XLA compiles the parts of a step between which the replicas exchange gradients; with
+                "auto" on GPUs.
             steps_per_execution: at most how many steps run in one call; where the number of an
                 epoch's batches is known, the largest divisor of it up to that. With `jit_compile`,
                 and where batches have one shape, they are one XLA program: the fastest way on a
                 GPU, but a slow one on a CPU. The batches of two calls are in memory at a time, so
-                a call takes no more than 256 MiB of them. With
-                `tf.distribute` it is 1, as Keras fails with more.
+                a call takes no more than 256 MiB of them.
 
         Raises:
             ArgumentError: where one optimizer is given twice, an optimizer scales the loss, a
@@ -266,16 +277,19 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             "steps_per_execution": steps_per_execution,
         }
         is_one = isinstance(metrics, str) or callable(metrics)
-        if self._is_distributed():
-            steps_per_execution = 1
+        is_distributed = self._is_distributed()
         super().compile(
             optimizer=optimizer,
             weighted_metrics=[metrics] if is_one else list(metrics or ()),
-            jit_compile=jit_compile,
+            jit_compile=False if is_distributed else jit_compile,
             run_eagerly=run_eagerly,
-            steps_per_execution=steps_per_execution,
+            steps_per_execution=1 if is_distributed else steps_per_execution,
             auto_scale_loss=False,
         )
+        self._compiles_parts = is_distributed and not run_eagerly and (
+            replicas.are_on_gpus(self.distribute_strategy)
+            if jit_compile == "auto" else bool(jit_compile)
+        )  # fmt: skip
         self._steps_a_call = steps_per_execution
         self._functions = programs.TrainFunctions()
         self.meta_optimizer = meta_optimizer
@@ -285,7 +299,9 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         self.optimizer.build(self.optimized_weights())
         if meta_optimizer is not None:
             self.meta_optimizer.build(self.meta_weights())
-        self._sum_up = tf.function(self._losses_and_hits, jit_compile=self.jit_compile)
+        self._sum_up = tf.function(
+            self._losses_and_hits, jit_compile=self.jit_compile or self._compiles_parts
+        )
 
     def _optimizers(self, optimizer, meta_optimizer):
         """Both as Keras optimizers that can be used; the second None where nothing needs it."""
@@ -365,6 +381,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
                 come up).
             ValueError: before `compile`.
             FloatingPointError: where the loss is not finite, with epoch and step.
+            ConnectionError: where another worker has ended.
 
         Warns:
             UserWarning: naming the classes of which a meta set of arrays holds few samples or none,
@@ -381,7 +398,8 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         data = inputs.TrainingData(
             inputs.paired(x, y), meta_data, unlabeled_data, self._expected(),
             inputs.Batching(
-                batch_size, self.seed, self.shuffle_meta, self._is_one_program(), self.keeps_samples
+                batch_size, self.seed, self.shuffle_meta,
+                self.jit_compile or self._compiles_parts, self.keeps_samples,
             ),
         )  # fmt: skip
         self._warn_of_lost_epochs(initial_epoch)
@@ -409,7 +427,8 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             validation_freq=validation_freq, validation_steps=validation_steps,
         )  # fmt: skip
         self.data_in_fit = data
-        self._fit_phases(make, fit_phase, watch, initial_epoch, epochs)
+        with tensorflow_errors.of_lost_workers():
+            self._fit_phases(make, fit_phase, watch, initial_epoch, epochs)
         return self.history
 
     def _fit_phases(self, make, fit_phase, callbacks, initial_epoch, epochs):
@@ -489,9 +508,12 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         phase = self.phases()[number - 1]
         dataset = data.batches(phase, epochs)
         steps = batches.steps_an_epoch(dataset, epochs) or steps_per_epoch
+        strategy = self.distribute_strategy if self._is_distributed() else None
+        place = functools.partial(replicas.on_each, strategy) if strategy else (lambda x: x)
         return programs.make_program(
-            number, dataset, data.held(phase), steps, self._steps_a_call, self._is_one_program()
-        )
+            number, dataset, data.held(phase, place), steps, self._steps_a_call, self.jit_compile,
+            strategy and strategy.num_replicas_in_sync,
+        )  # fmt: skip
 
     def _look_ahead(self, data, planned):
         """Refuses what would only fail in a later phase; `planned` is a list of `Program`."""
@@ -504,7 +526,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             check_second_derivatives(
                 self.classifier, self.num_classes, lambda x: self.logits(x, training=True), images
             )
-        if self.run_eagerly or self._is_distributed():
+        if self.run_eagerly:
             return
         for program in planned[1:]:
             programs.try_program(self, self._functions, program, self.training_state())
@@ -515,7 +537,8 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         callbacks.set_params(callbacks.params | {"steps": program.calls})
         with tensorflow_errors.in_one_line():
             super().fit(
-                program.dataset, epochs=epochs.stop, initial_epoch=epochs.start,
+                self.shared(program.dataset, is_endless=program.calls is not None),
+                epochs=epochs.stop, initial_epoch=epochs.start,
                 steps_per_epoch=program.calls, callbacks=callbacks, shuffle=False, **kwargs,
             )  # fmt: skip
         if self.meta_optimizer is not None and self.phases()[program.number - 1].with_meta:
@@ -574,9 +597,25 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             )
         return data
 
-    def _is_one_program(self):
-        """Whether XLA compiles the step, for one device."""
-        return self.jit_compile and not self._is_distributed()
+    def shared(self, dataset, is_endless):
+        """Batches as they are, or for the replicas; arguments as `replicas.shares`."""
+        if not self._is_distributed():
+            return dataset
+        return replicas.shares(dataset, self.distribute_strategy, is_endless)
+
+    def make_train_function(self, force=False):
+        if not self._is_distributed():
+            super().make_train_function(force)
+        elif force or self.train_function is None:
+            self.train_function = replicas.make_function(
+                self, self.train_step, self.loop_length, self._compiles_parts, self.replica_states()
+            )
+
+    def make_test_function(self, force=False):
+        if not self._is_distributed():
+            super().make_test_function(force)
+        elif force or self.test_function is None:
+            self.test_function = replicas.make_function(self, self.test_step, 1, False)
 
     def _is_distributed(self):
         with self.distribute_strategy.scope():
@@ -590,11 +629,11 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         def step_on(batch):
             step(*self._parts(batch))
 
-        if self.loop_length == 1:
-            step_on(batch)
-        else:
+        if self.is_stacked:
             _loop(step_on, batch, self.loop_length)
-        return self._results()
+        else:
+            step_on(batch)
+        return self.results()
 
     def _parts(self, batch):
         """The noisy batch, and the meta batch where there is one; row numbers become images."""
@@ -606,7 +645,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
 
     def apply_gradients(self, optimizer, gradients, weights):
         """One step of an optimizer, with weight decay. It adds up what replicas give it."""
-        share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
+        share = 1 / replicas.count()
         decayed = [share * (g + self.weight_decay * w) for g, w in zip(gradients, weights)]
         optimizer.apply(decayed, weights)
 
@@ -624,7 +663,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         """Names of the metrics that some phases have and others have not, a list."""
         return list(dict.fromkeys(name for phase in self.phases() for name in phase.metrics))
 
-    def _results(self, in_training=True):
+    def results(self, in_training=True):
         """The metrics that the phase has; in evaluation those that every phase has."""
         own = self.phases()[self.phase_in_training - 1].metrics if in_training else ()
         others = set(self.phase_metrics()) - set(own)
@@ -652,11 +691,6 @@ def forget(optimizer, weights):
 def assign_all(variables, values):
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-def mean_over_replicas(tensors):
-    context = tf.distribute.get_replica_context()
-    return tensors if context.num_replicas_in_sync == 1 else context.all_reduce("MEAN", tensors)
 
 
 def _loop(step, batches, length):

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from mln_keras.data import batches, tensorflow_errors
 from mln_keras.data.checks import ArgumentError
+from mln_keras.training.replicas import check_divisible
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -14,10 +15,11 @@ class Program:
 
     Attributes:
         number: of the phase, from 1.
-        dataset: tf.data.Dataset of its batches, stacked where `loop_length` is above 1.
+        dataset: tf.data.Dataset of its batches, or of stacks of them.
         held: images on the GPU for each part of a batch, a tuple of tensors or None.
         calls: calls an epoch; None where it is unknown.
-        loop_length: steps that are one program, a loop over stacked batches.
+        loop_length: steps in a call, by a loop of ours.
+        is_stacked: whether the loop is one program over stacked batches.
         steps_per_execution: steps that Keras runs in a call, one after the other.
     """
 
@@ -26,10 +28,11 @@ class Program:
     held: tuple
     calls: int | None
     loop_length: int
+    is_stacked: bool
     steps_per_execution: int
 
 
-def make_program(number, dataset, held, steps, most_steps, as_loop):
+def make_program(number, dataset, held, steps, most_steps, as_loop, replicas):
     """The `Program` of a phase.
 
     Args:
@@ -39,16 +42,25 @@ def make_program(number, dataset, held, steps, most_steps, as_loop):
         most_steps: at most how many steps run in one call; fewer where their batches are large.
         as_loop: whether XLA compiles the step for one device. Keras' own loop over steps is no XLA
             program, as that could not read from tf.data: a program gets its batches stacked.
+        replicas: their number under a strategy of tf.distribute, where Keras' own loop fails; None
+            without one.
+
+    Raises:
+        ArgumentError: for batches that the replicas cannot share evenly.
     """
     loop_length, a_call = 1, most_steps
     if steps:
         a_call = batches.largest_divisor(steps, batches.steps_in_memory(dataset, most_steps))
-        if as_loop and batches.have_one_shape(dataset):
+        if replicas or as_loop and batches.have_one_shape(dataset):
             loop_length, a_call = a_call, 1
-    if loop_length > 1:
+    is_stacked = loop_length > 1 and not replicas
+    if replicas:
+        check_divisible(dataset, replicas)
+        a_call = 1
+    if is_stacked:
         dataset = dataset.batch(loop_length, drop_remainder=True).prefetch(1)
-        steps //= loop_length
-    return Program(number, dataset, held, steps, loop_length, a_call)
+    steps = steps and steps // loop_length
+    return Program(number, dataset, held, steps, loop_length, is_stacked, a_call)
 
 
 class TrainFunctions:
@@ -60,7 +72,7 @@ class TrainFunctions:
     def use(self, model, program):
         """Gives the model what runs this program."""
         model.phase_in_training, model.loop_length = program.number, program.loop_length
-        model.held = program.held
+        model.held, model.is_stacked = program.held, program.is_stacked
         if model.steps_per_execution != program.steps_per_execution:
             model.steps_per_execution = program.steps_per_execution
             model.test_function = model.predict_function = None  # they hold the number before
@@ -105,7 +117,7 @@ def try_program(model, functions, program, variables):
             if batches.have_one_shape(batch):  # reading a call's files could take long
                 zeros = tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), spec)
                 batch = tf.data.Dataset.from_tensors(zeros).repeat()
-            model.train_function(iter(batch))
+            model.train_function(iter(model.shared(batch, is_endless=True)))
     except ArgumentError:
         raise
     except Exception as error:  # of tracing, of XLA, of the user's layers; of no common class

@@ -1,0 +1,191 @@
+"""Images a second on 1, 2, 4 ... GPUs of one machine, and how many times one GPU that is.
+
+    python benchmarks/scaling.py --gpus 1 2 4 8 --mixed_precision
+    python benchmarks/scaling.py --gpus 1 2 --virtual --networks cnn8 --steps 2 --epochs 1  # a CPU
+
+Each row is a process that trains a MetaLabelNet through `fit`, on made-up images that lie on the
+GPUs: cross-entropy is its warm-up. The first epoch of each phase compiles and is not counted; of
+the others the median counts. The batch is so many images a GPU, in the meta batch too. The form is
+"step", one XLA program, or "parts": what replicas exchange cuts the step into several. On one GPU
+both are measured, the parts with cuts where an exchange would be.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+from step_time import Clock, build_classifier
+
+import mln_keras
+from mln_keras import MetaLabelNet, layers
+from mln_keras.command.versions import versions
+from mln_keras.command.xla import configure_xla
+from mln_keras.training.model import NoisyLabelModel
+
+# Images a GPU in a batch, and steps an epoch: what 8 GPUs take in these is below a GiB.
+SIZES = {"cnn8": ((128, 512), 80)}
+OTHER = ((64,), 10)
+PHASES = ("cross-entropy", "phase 2")
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    switch = {"action": argparse.BooleanOptionalAction}
+    add = parser.add_argument
+    add("--gpus", nargs="+", type=int, default=[1], help="numbers of GPUs, the first one first")
+    add("--networks", nargs="+", default=["cnn8", "ResNet50"],
+        help="cnn8, or networks of keras.applications")  # fmt: skip
+    add("--batch_sizes", nargs="+", type=int, help="images a GPU; default: 128, 512; ResNet50: 64")
+    add("--steps", type=int, help="an epoch, all in one call; default: 80; ResNet50: 10")
+    add("--epochs", type=int, default=5, help="counted epochs of each phase")
+    add("--mixed_precision", default=False, help="compute in bfloat16", **switch)
+    add("--jit_compile", default=True, help="compile with XLA", **switch)
+    add("--virtual", action="store_true", help="divide one GPU, or the CPU, among the replicas")
+    add("--results", type=pathlib.Path, help="file to add a JSON line a row to")
+    add("--row", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def rows_of(arguments):
+    """What is measured: (network, images a GPU, steps, GPUs, form), row by row."""
+    for network in arguments.networks:
+        sizes, steps = SIZES.get(network, OTHER)
+        for size in arguments.batch_sizes or sizes:
+            for gpus in arguments.gpus:
+                for form in ("step", "parts") if gpus == 1 else ("parts",):
+                    yield network, size, arguments.steps or steps, gpus, form
+
+
+def devices_of(gpus, virtual):
+    """Names of as many devices; of virtual ones each has its part of the memory."""
+    found = tf.config.list_physical_devices("GPU")
+    kind = "GPU" if found else "CPU"
+    found = found or tf.config.list_physical_devices("CPU")
+    if virtual:
+        part = 100_000 // gpus if kind == "GPU" else None  # MB
+        one = tf.config.LogicalDeviceConfiguration(memory_limit=part)
+        tf.config.set_logical_device_configuration(found[0], [one] * gpus)
+    elif gpus > len(found):
+        raise SystemExit(f"scaling.py: --gpus: expected at most {len(found)}, received {gpus}")
+    return [f"{kind}:{i}" for i in range(gpus)]
+
+
+def cut(tensors):
+    """The same tensors, of which XLA makes no use in the program in which they were computed."""
+    with tf.xla.experimental.jit_scope(compile_ops=False):
+        return [tf.raw_ops.Snapshot(input=tensor) for tensor in tensors]
+
+
+def cut_where_replicas_exchange():
+    apply = NoisyLabelModel.apply_gradients
+
+    def apply_cut(model, optimizer, gradients, weights):
+        apply(model, optimizer, cut(gradients), weights)
+
+    mock.patch.object(NoisyLabelModel, "apply_gradients", apply_cut).start()
+    mock.patch.object(mln_keras, "mean_over_replicas", cut).start()
+
+
+def measure(arguments, network, size, steps, gpus, form):
+    """Images a second of both phases, a dict."""
+    if arguments.jit_compile:
+        configure_xla()
+    devices = devices_of(gpus, arguments.virtual)
+    strategy = tf.distribute.get_strategy()
+    if form == "parts":
+        strategy = tf.distribute.MirroredStrategy(devices)
+        if gpus == 1 and arguments.jit_compile:
+            cut_where_replicas_exchange()
+    keras.config.set_dtype_policy("mixed_bfloat16" if arguments.mixed_precision else "float32")
+    keras.utils.set_random_seed(0)
+    epochs, batch_size = 1 + arguments.epochs, size * gpus
+    with strategy.scope():
+        classifier = build_classifier(network)
+        side = classifier.input_shape[1]
+        augmentation = layers.RandomFlipCrop(4 if side == 32 else 0, vertical_flip=side == 32)
+        model = MetaLabelNet(classifier, epochs, augmentation=augmentation)
+        model.compile(
+            keras.optimizers.SGD(1e-2, momentum=0.9),
+            jit_compile=arguments.jit_compile, steps_per_execution=steps,
+        )  # fmt: skip
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch_size * steps, side, side, 3), np.uint8)
+    labels = np.arange(len(images), dtype=np.int32) % 10
+    clock = Clock([])
+    history = model.fit(
+        (images, labels), meta_data=(images[:batch_size], labels[:batch_size]),
+        batch_size=batch_size, epochs=2 * epochs, callbacks=[clock], verbose=0,
+    )  # fmt: skip
+    counted = {"cross-entropy": clock.seconds[1:epochs], "phase 2": clock.seconds[epochs + 1 :]}
+    return {
+        "images_a_second": {p: len(images) / statistics.median(s) for p, s in counted.items()},
+        "seconds": counted, "last_loss": history.history["loss"][-1],
+    }  # fmt: skip
+
+
+def with_ratios(rows):
+    """Rows with `over_one`: times the compiled step on one GPU, where that was measured."""
+    ones = {(r["network"], r["size"]): r for r in rows if r["form"] == "step"}
+    for row in rows:
+        one = ones.get((row["network"], row["size"]))
+        speeds = row["images_a_second"]
+        row["over_one"] = one and {p: speeds[p] / one["images_a_second"][p] for p in PHASES}
+    return rows
+
+
+def table(rows):
+    lines = [
+        f"{'network':<12}{'a GPU':>6}{'GPUs':>6}  {'form':<6}"
+        + "".join(f"{phase + ', images/s':>26}{'x':>7}" for phase in PHASES)
+    ]
+    for row in rows:
+        cells = ""
+        for phase in PHASES:
+            over = f"{row['over_one'][phase]:.2f}" if row["over_one"] else ""
+            cells += f"{row['images_a_second'][phase]:>26,.0f}{over:>7}"
+        what = f"{row['network']:<12}{row['size']:>6}{row['gpus']:>6}  {row['form']:<6}"
+        lines.append(what + cells)
+    return "\n".join(lines)
+
+
+def run_row(argv, row):
+    """The figures of a row, measured in a process of its own; None where that failed."""
+    command = [sys.executable, __file__, *argv, "--row", json.dumps(row)]
+    lines = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
+
+
+def main(argv):
+    """Returns the exit status: 1 where a row failed."""
+    arguments = parse(argv)
+    if arguments.row:
+        network, size, steps, gpus, form = row = json.loads(arguments.row)
+        names = ("network", "size", "steps", "gpus", "form")
+        setting = dict(zip(names, row)) | {
+            "mixed_precision": arguments.mixed_precision, "jit_compile": arguments.jit_compile,
+            "virtual": arguments.virtual, "versions": versions(),
+        }  # fmt: skip
+        print(json.dumps(setting | measure(arguments, *row)), flush=True)
+        return 0
+    wanted = list(rows_of(arguments))
+    found = [run_row(argv, row) for row in wanted]
+    rows = with_ratios([row for row in found if row])
+    print(table(rows))
+    if arguments.results:
+        with arguments.results.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    for row, figures in zip(wanted, found, strict=True):
+        if figures is None:
+            print(f"scaling.py: failed: {row}", file=sys.stderr)
+    return int(None in found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,170 @@
+"""Several replicas compute what one does; here they are two halves of a CPU."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import FILES, names, read_history, read_result
+
+ROOT = Path(__file__).parents[1]
+
+COMMON = """
+import os, sys
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+sys.path.insert(0, sys.argv[1])
+import keras, numpy as np, tensorflow as tf
+from mln_keras.methods import METHODS
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+keras.config.set_floatx("float64")
+keras.config.set_dtype_policy("float64")
+rng = np.random.default_rng(0)
+x, y = rng.integers(0, 256, (44, 8, 8, 1), np.uint8), rng.integers(0, 4, 44, np.int32)
+
+# One for all: the exchanges of a second one would have the numbers that those of the first had.
+STRATEGIES = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+def net(*more):
+    layers = keras.layers
+    return keras.Sequential([
+        keras.Input((8, 8, 1)), layers.Rescaling(1 / 255), layers.Conv2D(4, 3, strides=2), *more,
+        layers.Flatten(), layers.Dense(8, activation="tanh"), layers.Dense(4),
+    ])
+
+def train(strategy, method, options, more=(), jit_compile=False, **fitting):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = METHODS[method](net(*more), weight_decay=0.1, **options)
+        sgd = keras.optimizers.SGD(0.05, momentum=0.9)
+        model.compile(sgd, jit_compile=jit_compile, steps_per_execution=5)
+    meta = (x[:16], y[:16]) if model.needs_meta else None
+    fitting = {"batch_size": 8, "epochs": 3, "validation_data": (x[:13], y[:13])} | fitting
+    history = model.fit((x, y), meta_data=meta, verbose=0, **fitting).history
+    variables = [v for v in model.variables if "seed" not in v.path]
+    return model, [v.numpy() for v in variables], history
+
+def compare(method, options, tolerance=1e-10, **more):
+    (_, a, by_epoch), (model, b, by_epoch_of_two) = (
+        train(strategy, method, options, **more) for strategy in STRATEGIES
+    )
+    assert model.loop_length == 5
+    assert len(a) > 6
+    for one, two in zip(a, b, strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=tolerance, err_msg=method)
+    for name in by_epoch:
+        np.testing.assert_allclose(by_epoch[name], by_epoch_of_two[name], atol=tolerance)
+    return a
+"""
+
+
+def run(code):
+    subprocess.run([sys.executable, "-c", COMMON + code, ROOT], check=True)
+
+
+def test_two_replicas_compute_what_one_does():
+    """θ and φ after phase 2, and all metrics, validation on a batch that two cannot share too."""
+    run("compare('metalabelnet', {'warmup_epochs': 1})")
+
+
+@pytest.mark.slow
+def test_parts_that_xla_compiles_compute_what_one_program_does():
+    run("compare('metalabelnet', {'warmup_epochs': 1}, jit_compile=True)")
+
+
+METHODS = {
+    "co_teaching": {"noise_rate": 0.4, "ramp_epochs": 1},
+    "gold_loss_correction": {"warmup_epochs": 1},
+    "joint_optimization": {"label_epoch": 1, "first_epochs": 2, "averaged_epochs": 2},
+    "meta_weight_net": {},
+    "metalabelnet_clean": {"warmup_epochs": 1, "fine_tune_from": 2},
+    "mslg": {"warmup_epochs": 1},
+    "pencil": {"stage_2_epoch": 1, "stage_3_epoch": 2, "label_learning_rate": 100.0},
+}
+
+
+@pytest.mark.slow
+def test_two_replicas_compute_what_one_does_of_methods_that_look_beyond_a_sample():
+    run(f"for method, options in {METHODS}.items(): compare(method, options)")
+
+
+# ---- worker processes ---------------------------------------------------------------------------
+
+WORKER = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+from mln_keras.command import checkpoints, run
+from mln_keras.training.model import NoisyLabelModel
+
+checkpoints.CHECKPOINT_SECONDS = 0
+dies_in, flags = int(sys.argv[2]), sys.argv[3:]
+begin_epoch = NoisyLabelModel.begin_epoch
+
+def die(model, epoch):
+    if epoch == dies_in:
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin_epoch(model, epoch)
+
+NoisyLabelModel.begin_epoch = die
+sys.exit(run.main(["mln_keras.py", *flags]))
+"""
+NEVER = -1
+FLAGS = ("--dataset", "digits", "--method", "metalabelnet", "--epochs", "4", "--warmup_epochs", "2")
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("localhost", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def train_by_workers(directory, *flags, dies_in=(NEVER, NEVER)):
+    """Runs the command line in two processes; returns what each left, (status, stdout, stderr)."""
+    addresses = [f"localhost:{port}" for port in free_ports(2)]
+    processes = []
+    for index, epoch in enumerate(dies_in):
+        task = {"type": "worker", "index": index}
+        config = json.dumps({"cluster": {"worker": addresses}, "task": task})
+        command = [sys.executable, "-c", WORKER, ROOT, str(epoch), *FLAGS, *flags]
+        processes.append(subprocess.Popen(
+            [*command, "--output_dir", directory], env=os.environ | {"TF_CONFIG": config},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ))  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+@pytest.mark.slow
+def test_workers_one_of_which_is_killed_go_on_as_if_it_had_not_been(tmp_path):
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    for status, _, stderr in train_by_workers(unbroken):
+        assert status == 0, stderr
+
+    (status, _, stderr), (killed, _, _) = train_by_workers(broken, dies_in=(NEVER, 3))
+    assert (status, killed) == (1, -signal.SIGKILL)
+    own = [line for line in stderr.splitlines() if line.startswith("mln_keras.py: ")]
+    assert len(own) == 1 and "--resume" in own[0]
+    assert len(read_history(broken)) == 3 and not (broken / "result.json").exists()
+
+    (status, stdout, stderr), (other, nothing, _) = train_by_workers(broken, "--resume")
+    assert (status, other) == (0, 0), stderr
+    assert "from epoch 4 to 4" in stdout and nothing == ""
+    assert read_history(broken) == read_history(unbroken)
+    result, expected = read_result(broken), read_result(unbroken)
+    assert result["replicas"] == 2 and result["batch_size"] == expected["batch_size"]
+    for name in ("test_accuracy", "last_test_accuracy", "noise_ratio_estimated"):
+        assert result[name] == expected[name]
+    assert names(broken) == FILES
