@@ -130,29 +130,18 @@ def measure(arguments, network, size, steps, gpus, form):
     }  # fmt: skip
 
 
-def with_ratios(rows):
-    """Rows with `over_one`: times the compiled step on one GPU, where that was measured."""
-    ones = {(r["network"], r["size"]): r for r in rows if r["form"] == "step"}
-    for row in rows:
-        one = ones.get((row["network"], row["size"]))
-        speeds = row["images_a_second"]
-        row["over_one"] = one and {p: speeds[p] / one["images_a_second"][p] for p in PHASES}
-    return rows
+def line_of(row, ones):
+    """A row of the table; `ones` has the rows of one GPU and its compiled step.
 
-
-def table(rows):
-    lines = [
-        f"{'network':<12}{'a GPU':>6}{'GPUs':>6}  {'form':<6}"
-        + "".join(f"{phase + ', images/s':>26}{'x':>7}" for phase in PHASES)
-    ]
-    for row in rows:
-        cells = ""
-        for phase in PHASES:
-            over = f"{row['over_one'][phase]:.2f}" if row["over_one"] else ""
-            cells += f"{row['images_a_second'][phase]:>26,.0f}{over:>7}"
-        what = f"{row['network']:<12}{row['size']:>6}{row['gpus']:>6}  {row['form']:<6}"
-        lines.append(what + cells)
-    return "\n".join(lines)
+    Adds to the row `over_one`, times that step's images a second; None where it is not measured.
+    """
+    one = ones.get((row["network"], row["size"]))
+    speeds, cells = row["images_a_second"], ""
+    row["over_one"] = one and {p: speeds[p] / one["images_a_second"][p] for p in PHASES}
+    for phase in PHASES:
+        over = f"{row['over_one'][phase]:.2f}" if one else ""
+        cells += f"{speeds[phase]:>26,.0f}{over:>7}"
+    return f"{row['network']:<12}{row['size']:>6}{row['gpus']:>6}  {row['form']:<6}{cells}"
 
 
 def run_row(argv, row):
@@ -174,17 +163,22 @@ def main(argv):
         }  # fmt: skip
         print(json.dumps(setting | measure(arguments, *row)), flush=True)
         return 0
-    wanted = list(rows_of(arguments))
-    found = [run_row(argv, row) for row in wanted]
-    rows = with_ratios([row for row in found if row])
-    print(table(rows))
-    if arguments.results:
-        with arguments.results.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-    for row, figures in zip(wanted, found, strict=True):
-        if figures is None:
-            print(f"scaling.py: failed: {row}", file=sys.stderr)
-    return int(None in found)
+    columns = "".join(f"{phase + ', images/s':>26}{'x':>7}" for phase in PHASES)
+    print(f"{'network':<12}{'a GPU':>6}{'GPUs':>6}  {'form':<6}{columns}", flush=True)
+    ones, status = {}, 0
+    for wanted in rows_of(arguments):
+        row = run_row(argv, wanted)
+        if row is None:
+            print(f"scaling.py: failed: {wanted}", file=sys.stderr)
+            status = 1
+            continue
+        if row["form"] == "step":
+            ones[row["network"], row["size"]] = row
+        print(line_of(row, ones), flush=True)
+        if arguments.results:
+            with arguments.results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    return status
 
 
 if __name__ == "__main__":

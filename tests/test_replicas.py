@@ -54,7 +54,7 @@ def compare(method, options, tolerance=1e-10, **more):
     (_, a, by_epoch), (model, b, by_epoch_of_two) = (
         train(strategy, method, options, **more) for strategy in STRATEGIES
     )
-    assert model.loop_length == 5
+    assert model.loop_length > 1
     assert len(a) > 6
     for one, two in zip(a, b, strict=True):
         np.testing.assert_allclose(one, two, rtol=0, atol=tolerance, err_msg=method)
