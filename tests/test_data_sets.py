@@ -428,6 +428,9 @@ def test_folders_by_command(written, tmp_path, capsys):
     capsys.readouterr()
     train("folders", where, out)
     assert "holds this run, finished" in capsys.readouterr().out
+    other, _ = written("table")
+    assert main("--dataset", "folders", "--data_dir", other.parent, "--output_dir", out, *TINY) == 2
+    assert f"--data_dir was '{where}', now '{other.parent}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
