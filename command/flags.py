@@ -142,7 +142,7 @@ def settings_of(given):
         "steps_per_execution": 390 if on_gpu else 1,
     }
     settings = {n: defaults.get(n) if value is None else value for n, value in given.items()}
-    for name in ("data_dir", "noise_probs", "noise_labels", "output_dir"):
+    for name in ("data_dir", "noise_probs", "noise_labels", "weights", "output_dir"):
         settings[name] = settings[name] and os.path.expanduser(settings[name])
     checks.one_of("dataset", settings["dataset"], RECIPES)
     if settings["dataset"] in YOURS and settings["data_dir"]:

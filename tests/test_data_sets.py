@@ -17,6 +17,8 @@ from mln_keras.data import LOADERS, label_files, lists
 from mln_keras.data.checks import ArgumentError
 from mln_keras.data.source import make_splits
 
+pytestmark = pytest.mark.filterwarnings("ignore:the meta set holds")
+
 SIZES = {"size": (16, 16), "resize": (18, 18)}
 CLASSES = {
     "clothing1m": 14, "webvision": 50, "food101n": 3, "folders": 2, "table": 3,
