@@ -17,6 +17,8 @@ from mln_keras.data import LOADERS, label_files, lists
 from mln_keras.data.checks import ArgumentError
 from mln_keras.data.source import make_splits
 
+pytestmark = pytest.mark.filterwarnings("ignore:the meta set holds")
+
 SIZES = {"size": (16, 16), "resize": (18, 18)}
 CLASSES = {
     "clothing1m": 14, "webvision": 50, "food101n": 3, "folders": 2, "table": 3,
@@ -428,6 +430,9 @@ def test_folders_by_command(written, tmp_path, capsys):
     capsys.readouterr()
     train("folders", where, out)
     assert "holds this run, finished" in capsys.readouterr().out
+    other, _ = written("table")
+    assert main("--dataset", "folders", "--data_dir", other.parent, "--output_dir", out, *TINY) == 2
+    assert f"--data_dir was '{where}', now '{other.parent}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
