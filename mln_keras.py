@@ -25,6 +25,7 @@ from mln_keras.training import before_keras
 before_keras.settle(__name__)
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 

@@ -91,7 +91,7 @@ def prepared(argv):
     """What the command line does before training: settings, recipe, splits and what it claims."""
     claims = contextlib.ExitStack()
     settings, recipe = settings_of(read_flags(argv))
-    (settings,), (finished,), splits = run.prepare(settings, recipe, claims)
+    (settings,), (finished,), splits, _ = run.prepare(settings, recipe, claims)
     return settings, recipe, finished, splits, claims
 
 

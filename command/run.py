@@ -349,7 +349,7 @@ def build_model(settings, recipe, num_classes, image_shape, class_names=None):
 
 
 def model_of(settings, recipe, splits, weights=None):
-    """`build_model` for what it is trained on, with the weights of a checkpoint, a path, or None."""
+    """`build_model` for these splits, with weights of a checkpoint (a path) or new ones (None)."""
     names, image_shape = splits.class_names, splits.train_images.shape[1:]
     model = build_model(settings, recipe, len(names), image_shape, names)
     if model.keeps_samples:
