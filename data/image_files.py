@@ -170,9 +170,9 @@ class ImageFiles:
         images, found = np.empty(self.shape, self.dtype), []
         batches = self.dataset(np.arange(len(self))).as_numpy_iterator()
         for pixels, rows in progress(batches, len(self), "images loaded", lambda b: len(b[1])):
-            rows = rows[rows >= 0]
-            images[len(found) : len(found) + len(rows)] = pixels[: len(rows)]
-            found += rows.tolist()
+            is_read = rows >= 0
+            images[len(found) :][: is_read.sum()] = pixels[is_read]
+            found += rows[is_read].tolist()
         missing = np.setdiff1d(np.arange(len(self)), found)
         unreadable.check(self.paths[missing], len(self))
         return images[: len(found)], np.asarray(labels)[found]

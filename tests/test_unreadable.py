@@ -199,6 +199,11 @@ def test_progress_speaks_after_ten_seconds_and_says_what_is_left(monkeypatch, ca
     assert list(progress.progress(parts, 100, "files checked")) == parts
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "files checked: 30 of 100, 28 s left" and len(lines) == 8
+    bar = progress.Progress(1_000_000, "soft labels")
+    bar.add(1)  # after four seconds
+    bar.add(249_999)
+    bar.add(100_000)
+    assert capsys.readouterr().err == "soft labels: 350,000 of 1,000,000, 22 s left\n"
     monkeypatch.setattr(time, "monotonic", lambda: 0)
     list(progress.progress(parts, 100, "files checked"))
     assert os.linesep not in capsys.readouterr().err
