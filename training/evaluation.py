@@ -101,7 +101,7 @@ class Evaluates:
                 for images, labels in parts:
                     sums.append(self._sum_up(images, labels, top_k))
                     count += np.sum(np.asarray(labels) >= 0)  # a file may be found unreadable
-            return tuple(float(sum(map(float, totals)) / count) for totals in zip(*sums))
+            return tuple(float(tf.add_n(totals) / count) for totals in zip(*sums))
 
         return measure
 
