@@ -44,8 +44,9 @@ class Evaluates:
             result = super().evaluate(x, y, batch_size, *args, **kwargs)
         if isinstance(files, ImageFiles) and not files.is_readable().all():
             missing = files.paths[~files.is_readable()]
-            text = f"x: {len(missing)} of {len(files)} image files cannot be read and are left out: "
-            warnings.warn(text + unreadable.in_words(missing), UserWarning, stacklevel=2)
+            text = f"x: {len(missing)} of {len(files)} image files cannot be read and are left out"
+            text += f": {unreadable.in_words(missing)}"
+            warnings.warn(text, UserWarning, stacklevel=2)
         return result
 
     def predict(self, x, batch_size=None, *args, **kwargs):
