@@ -49,7 +49,8 @@ from mln_keras.training.model import NoisyLabelModel
 RESULT_KEYS = [
     "dataset", "noise", "noise_ratio", "noise_ratio_actual", "noise_ratio_estimated", "method",
     "samples", "class_names", "unreadable_files", "seed", "epochs", "warmup_epochs",
-    "warmup_test_accuracy", "best_epoch", "meta_accuracy", "test_accuracy", "last_test_accuracy", "seconds", "flags", "versions",
+    "warmup_test_accuracy", "best_epoch", "meta_accuracy", "test_accuracy", "last_test_accuracy",
+    "seconds", "flags", "versions",
 ]  # fmt: skip
 
 
