@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl import flags
 
 from mln_keras.command.recipes import RECIPES
-from mln_keras.data import checks, corrections, corruption, label_files
+from mln_keras.data import YOURS, checks, corrections, corruption, label_files
 from mln_keras.data.checks import ArgumentError
 from mln_keras.layers.backbones import OWN, known_name
 from mln_keras.methods import METHODS
@@ -142,9 +142,11 @@ def settings_of(given):
         "steps_per_execution": 390 if on_gpu else 1,
     }
     settings = {n: defaults.get(n) if value is None else value for n, value in given.items()}
-    for name in ("data_dir", "noise_probs", "noise_labels", "output_dir"):
+    for name in ("data_dir", "noise_probs", "noise_labels", "weights", "output_dir"):
         settings[name] = settings[name] and os.path.expanduser(settings[name])
     checks.one_of("dataset", settings["dataset"], RECIPES)
+    if settings["dataset"] in YOURS and settings["data_dir"]:
+        settings["data_dir"] = os.path.abspath(settings["data_dir"])
     if given["method"] is not None:
         checks.one_of("method", given["method"], METHODS)
     recipe = _with_image_size(RECIPES[settings["dataset"]], given)

@@ -9,10 +9,19 @@ import h5py
 
 from mln_keras.command.checkpoints import best_weights, load_checkpoint
 from mln_keras.command.versions import VERSION
+from mln_keras.data import YOURS
 from mln_keras.data.checks import ArgumentError
 
-# Where a run lies and how it is continued changes nothing about what it computes.
-NOT_PART_OF_A_RUN = ("output_dir", "data_dir", "resume", "check_files")
+
+def identity(flags):
+    """The flags that say what a run computes, a dict: not where it lies nor how it is continued.
+
+    Where the data lie says nothing either, but for data sets that have no other name.
+    """
+    others = ["output_dir", "resume", "check_files"]
+    if flags["dataset"] not in YOURS:
+        others.append("data_dir")
+    return {name: value for name, value in flags.items() if name not in others}
 
 
 def find_run(directory, flags, resume):
@@ -45,8 +54,8 @@ def find_run(directory, flags, resume):
         )
     differing = [
         f"--{name} was {held.get(name)!r}, now {flags[name]!r}"
-        for name in flags
-        if name not in NOT_PART_OF_A_RUN and held.get(name) != flags[name]
+        for name in identity(flags)
+        if held.get(name) != flags[name]
     ]
     if differing:
         raise _refused(

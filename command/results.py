@@ -8,7 +8,7 @@ import numpy as np
 from mln_keras.command import plots, review
 from mln_keras.command.checkpoints import best_row, best_weights, remove_other_checkpoints
 from mln_keras.command.files import atomic_write, write_csv, write_json
-from mln_keras.command.output_dir import NOT_PART_OF_A_RUN
+from mln_keras.command.output_dir import identity
 from mln_keras.command.versions import versions
 from mln_keras.data import batches, corruption, suspects
 from mln_keras.data.image_files import ImageFiles
@@ -76,7 +76,7 @@ def write_suspects(directory, model, splits, flags):
     found = suspects.find(probabilities, given, names, getattr(images, "paths", None))
     labels = corruption.in_words(flags["noise"], flags["noise_ratio"])
     title = "Suspicious labels: {dataset}, {labels}, {method}, seed {seed}"
-    run = json.dumps({n: flags[n] for n in flags if n not in NOT_PART_OF_A_RUN}, sort_keys=True)
+    run = json.dumps(identity(flags), sort_keys=True)
     review.write(directory, found, images, names, title.format(labels=labels, **flags), run)
     joint = suspects.counted_joint(probabilities, given)
     plots.plot_confusion(directory / "confusion.png", joint * len(found), names)

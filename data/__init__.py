@@ -30,3 +30,4 @@ LOADERS = {
     "folders": folders.load,
     "table": table.load,
 }
+YOURS = ("folders", "table")  # it is the data directory that says which data these are

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from runs import main, read_result
 
 from mln_keras.data import cifar10, cifar100, corruption
 from mln_keras.data.checks import ArgumentError
@@ -302,8 +303,22 @@ def test_human_labels_of_cifar100(tmp_path):
             "worker_time": lambda row: 0.5}  # fmt: skip
     prepare(tmp_path, cifar100_generators(**more), "cifar100_n")
     source = cifar100.load(tmp_path)
-    labels = corruption.corrupt(
-        source, "human", 0.4, 0, data_dir=tmp_path, build_teacher=None
-    )
+    labels = corruption.corrupt(source, "human", 0.4, 0, data_dir=tmp_path, build_teacher=None)
     np.testing.assert_array_equal(labels, np.arange(NUM_TRAIN) * 7 % 100)
     assert labels.dtype == np.int32
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the meta set holds")
+@pytest.mark.parametrize("method", ["metalabelnet", "cross_entropy", "mslg"])
+def test_cifar100_by_command(tmp_path, method):
+    where = prepare(tmp_path / "tfds", cifar100_generators(), "cifar100")
+    sizes = ("--epochs", 2, "--meta_size", 5, "--batch_size", 5)
+    warmup = () if method == "cross_entropy" else ("--warmup_epochs", 1)
+    flags = ("--noise", "class_dependent", "--noise_ratio", 1, "--method", method, *warmup)
+    assert main("--dataset", "cifar100", "--data_dir", where, "--output_dir", tmp_path / "out",
+                *sizes, *flags) == 0  # fmt: skip
+    result = read_result(tmp_path / "out")
+    assert result["noise_ratio_actual"] == 1 and result["samples"]["train"] == NUM_TRAIN
+    served = tf.saved_model.load(tmp_path / "out" / "saved_model")
+    assert served.serve(cifar_arrays()[0][:2])["probabilities"].shape == (2, 100)

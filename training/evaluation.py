@@ -104,7 +104,7 @@ class Evaluates:
                 for images, labels in progress(parts, whole, "images measured", _number):
                     sums.append(self._sum_up(images, labels, top_k))
                     count += np.sum(np.asarray(labels) >= 0)  # a file may be found unreadable
-            return tuple(float(sum(map(float, totals)) / count) for totals in zip(*sums))
+            return tuple(float(tf.add_n(totals) / count) for totals in zip(*sums))
 
         return measure
 
