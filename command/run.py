@@ -252,9 +252,9 @@ def run(settings, recipe, splits, callbacks=()):
         )
     if hasattr(model, "soft_labels"):
         soft_labels = model.soft_labels(splits.train_images, size)
-        results.write_soft_labels(directory, splits.given_labels, soft_labels)
+        results.write_soft_labels(directory, splits, soft_labels)
     if model.keeps_samples:
-        results.write_soft_labels(directory, splits.given_labels, model.sample_soft_labels())
+        results.write_soft_labels(directory, splits, model.sample_soft_labels())
     return results.write_results(
         directory,
         model,

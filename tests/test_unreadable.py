@@ -2,14 +2,20 @@
 
 import os
 import time
+import types
+import urllib.error
 
 import keras
+import layouts
 import numpy as np
 import pytest
 from keras import layers
 from PIL import Image
+from runs import main
 
 from mln_keras import MetaLabelNet
+from mln_keras.command import results, run
+from mln_keras.command.recipes import RECIPES
 from mln_keras.data import batches, image_files, progress, suspects, tensorflow_errors, unreadable
 from mln_keras.data.image_files import ImageFiles
 
@@ -207,3 +213,50 @@ def test_progress_speaks_after_ten_seconds_and_says_what_is_left(monkeypatch, ca
     monkeypatch.setattr(time, "monotonic", lambda: 0)
     list(progress.progress(parts, 100, "files checked"))
     assert os.linesep not in capsys.readouterr().err
+
+
+# ---- by command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def splits(pictures):
+    """One training file of 300 is missing."""
+    train = images_without(pictures, [299])[0]
+    empty = ImageFiles([], (2, 3))
+    return types.SimpleNamespace(
+        train_images=train, given_labels=np.zeros(COUNT, np.int32), meta_images=empty,
+        test_images=empty,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("check_files", [False, True])
+def test_the_command_line_decodes_all_files_where_that_is_asked_for(
+    splits, check_files, monkeypatch
+):
+    monkeypatch.setattr(image_files, "SAMPLE", 1)
+    run.check_splits({"seed": 0, "check_files": check_files}, RECIPES["webvision"], splits)
+    assert list(results.unreadable_files(splits)) == ["train", "meta", "test"]
+    assert len(results.unreadable_files(splits)["train"]) == check_files
+
+
+def test_soft_labels_that_a_method_keeps_are_nan_where_a_file_cannot_be_read(splits, tmp_path):
+    splits.train_images.find_damaged()
+    results.write_soft_labels(tmp_path, splits, np.full((COUNT, 2), 0.5, np.float32))
+    found = np.load(tmp_path / "soft_labels.npz")["soft_labels"]
+    assert found.dtype == np.float32 and np.isnan(found[299]).all() and (found[:299] == 0.5).all()
+
+
+def test_weights_that_cannot_be_loaded_are_refused_before_training(tmp_path, capsys, monkeypatch):
+    def fails(*_, **__):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", fails)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    layouts.folders(tmp_path / "images", kinds=("jpeg",))
+    assert main(
+        "--dataset", "folders", "--data_dir", tmp_path / "images", "--backbone", "mobilenet",
+        "--image_size", 32, "--batch_size", 4, "--output_dir", tmp_path / "out",
+    ) == 2  # fmt: skip
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("mln_keras.py: --weights: cannot load imagenet for MobileNet (")
+    assert "or none for random weights" in line and not (tmp_path / "out").exists()
