@@ -204,7 +204,7 @@ def _unlabeled_batches(unlabeled, image_shape, dtype, batching):
     if isinstance(unlabeled, tf.data.Dataset):
         checks.images("unlabeled_data", unlabeled.element_spec, image_shape, dtype)
         finite = unlabeled.map(
-            lambda images: _checked_finite("unlabeled_data", images),
+            lambda images: _finite_batch("unlabeled_data", images),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         return functools.partial(_repeated, finite)
@@ -371,15 +371,13 @@ def _check_finite(name, images):
         checks.finite(name, np.asarray(images))
 
 
-def _checked_finite(name, images):
+def _finite_batch(name, images):
     """The images of a batch in a tf.data pipeline, which fails where a float is not finite."""
     if not images.dtype.is_floating:
         return images
-    is_finite, wanted = tf.reduce_all(tf.math.is_finite(images)), "expected finite pixels"
-    received = "received NaN or infinity in a batch"
-    with tf.control_dependencies(
-        [tensorflow_errors.assert_that(is_finite, name, f"{wanted}, {received}")]
-    ):
+    is_finite = tf.reduce_all(tf.math.is_finite(images))
+    text = "expected finite pixels, received NaN or infinity in a batch"
+    with tf.control_dependencies([tensorflow_errors.assert_that(is_finite, name, text)]):
         return tf.identity(images)
 
 
@@ -416,6 +414,6 @@ def _checked_dataset(name, dataset, expected, allow_unlabeled=False):
         labels = tf.cast(labels, tf.int32)
         is_right = tf.reduce_all((labels >= lowest) & (labels < expected.num_classes))
         with tf.control_dependencies([tensorflow_errors.assert_that(is_right, name, wanted)]):
-            return _checked_finite(name, images), tf.identity(labels)
+            return _finite_batch(name, images), tf.identity(labels)
 
     return dataset.map(check_labels, num_parallel_calls=tf.data.AUTOTUNE)

@@ -19,15 +19,15 @@ NO_FILE_SYSTEM = re.compile(
 )
 
 
-def assert_that(condition, name, wanted):
+def assert_that(condition, name, text):
     """An operation for a tf.data pipeline that fails, in words that `in_one_line` knows.
 
     Args:
         condition: bool tensor.
         name: of the argument.
-        wanted: "expected ...".
+        text: "expected ..." and, after that, what was received.
     """
-    return tf.debugging.Assert(condition, [f"<<{name}: {wanted}>>"])
+    return tf.debugging.Assert(condition, [f"<<{name}: {text}>>"])
 
 
 @contextlib.contextmanager

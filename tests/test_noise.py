@@ -346,12 +346,13 @@ def test_without_a_file_a_teacher_of_the_seed_is_asked(tmp_path, monkeypatch, ke
         home = tmp_path / keras_home
         monkeypatch.setenv("KERAS_HOME", str(home))
     noisy = corrupt(
-        source, "feature_dependent", 1.0, seed=5, build_teacher=lambda *of: of, network="tiny"
-    )
+        source, "feature_dependent", 1.0, seed=5, build_teacher=lambda *of: of, network="tiny",
+        say=repr,
+    )  # fmt: skip
     np.testing.assert_array_equal(noisy, (source.train_labels + 4) % 10)
     ((given, build, *rest),) = calls
     assert given is source and build() == (10, (8, 8, 1))
-    assert rest == [str(home / "mln_keras_teachers" / "tiny"), 5, print]
+    assert rest == [str(home / "mln_keras_teachers" / "tiny"), 5, repr]
 
 
 def with_human_labels(change):

@@ -546,10 +546,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
                 check_logits(self.logits(data.first_images(2), training=False))
 
     def _warn_of_scale(self, data):
-        """Warns of float images in 0..1 where the classifier divides by 255.
-
-        Of a Dataset it looks at the first batch.
-        """
+        """Warns of float images in 0..1 that are divided by 255; of a Dataset the first batch."""
         is_new = self.image_dtype is None
         if not (is_new and checks.is_float(data.image_dtype) and scales_down(self.classifier)):
             return
