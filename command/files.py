@@ -36,10 +36,14 @@ def write_json(path, content):
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+# Names of files may be no UTF-8; they are written as they are.
+_TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+
+
 def write_csv(path, rows):
     """Writes dicts with the same keys, a line each; None becomes an empty field."""
     with atomic_write(path) as temporary:
-        with open(temporary, "w", newline="") as file:
+        with open(temporary, "w", **_TEXT) as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
@@ -47,5 +51,5 @@ def write_csv(path, rows):
 
 def read_csv(path):
     """The rows of a file that `write_csv` wrote, a list of dicts of strings."""
-    with open(path, newline="") as file:
+    with open(path, **_TEXT) as file:
         return list(csv.DictReader(file))

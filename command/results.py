@@ -14,8 +14,14 @@ from mln_keras.data import batches, corruption, suspects
 from mln_keras.data.image_files import ImageFiles
 
 
-def write_soft_labels(directory, given_labels, soft_labels):
-    """soft_labels.npz: `index`, `given_labels` (-1: none) and `soft_labels`, a row a sample."""
+def write_soft_labels(directory, splits, soft_labels):
+    """soft_labels.npz: `index`, `given_labels` (-1: none) and `soft_labels`, a row a sample.
+
+    Soft labels of image files that could not be read are NaN.
+    """
+    given_labels, images = splits.given_labels, splits.train_images
+    if isinstance(images, ImageFiles):
+        soft_labels = np.where(images.is_readable()[:, None], soft_labels, np.float32(np.nan))
     with atomic_write(pathlib.Path(directory) / "soft_labels.npz") as temporary:
         np.savez_compressed(
             temporary,

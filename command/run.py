@@ -287,9 +287,9 @@ def _write_files(settings, recipe, splits, model, recorder, strategy):
     if hasattr(model, "soft_labels"):
         given, size = splits.given_labels, batches.for_inference(splits.train_images)
         soft_labels = model.soft_labels(splits.train_images, size, given_labels=given)
-        results.write_soft_labels(directory, splits.given_labels, soft_labels)
+        results.write_soft_labels(directory, splits, soft_labels)
     if model.keeps_samples:
-        results.write_soft_labels(directory, splits.given_labels, model.sample_soft_labels())
+        results.write_soft_labels(directory, splits, model.sample_soft_labels())
     _, epochs, _ = plan_of(settings, recipe)
     return results.write_results(
         directory,

@@ -185,17 +185,20 @@ def class_names(names, num_classes):
     """Returns C names as a list of strings; None where there are none.
 
     Raises:
-        ArgumentError: where they are not C different strings of one line.
+        ArgumentError: where they are not C different strings of one line that UTF-8 can write.
     """
     if names is None:
         return None
     found = [names] if isinstance(names, str) else [str(name) for name in names]
+    plain = [name.encode("utf-8", "replace").decode() for name in found]
     is_one_line = all(len(name.splitlines()) == 1 for name in found)
     if len(found) != num_classes or len(set(found)) < num_classes or not is_one_line:
         raise ArgumentError(
             "class_names",
             f"expected {num_classes} different names of one line each, received {names!r}",
         )
+    if plain != found:
+        raise ArgumentError("class_names", f"expected names in UTF-8, received {names!r}")
     return found
 
 

@@ -82,6 +82,7 @@ def _read(path):
 
 
 def _check_file(name, index, file):
+    file = os.fsencode(file).decode("utf-8", "replace")  # as a browser exports it
     if name and os.path.basename(name) != os.path.basename(file):
         raise ValueError(f"the file of index {index} is {name}, in the data {file}")
 

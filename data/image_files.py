@@ -82,7 +82,8 @@ class ImageFiles:
         paths = self.paths[index]
         is_one = isinstance(paths, str)
         images = copy.copy(self)
-        images._hold(np.array([paths], dtype=object) if is_one else paths, self.unreadable)
+        if not (isinstance(index, slice) and index == slice(None)):  # else their names are made
+            images._hold(np.array([paths], dtype=object) if is_one else paths, self.unreadable)
         return next(iter(images)) if is_one else images
 
     def joined(self, others):
@@ -109,8 +110,11 @@ class ImageFiles:
     def names(self):
         """The file names as `decode` takes them, a string tensor (N,)."""
         if self._names is None:
+            names = self.paths.tolist()
+            if not all(map(str.isascii, names)):
+                names = list(map(os.fsencode, names))
             with tf.device("CPU"):
-                self._names = tf.constant([os.fsencode(path) for path in self.paths], tf.string)
+                self._names = tf.constant(names, tf.string)
         return self._names
 
     def dataset(self, labels=None, batch_size=32):
@@ -163,10 +167,15 @@ class ImageFiles:
         """
         if not len(self):
             return np.asarray(self), labels
-        batches = list(self.dataset(np.arange(len(self))).as_numpy_iterator())
-        images, rows = (np.concatenate(column) for column in zip(*batches))
-        unreadable.check(self.paths[rows < 0], len(self))
-        return images[rows >= 0], np.asarray(labels)[rows >= 0]
+        images, found = np.empty(self.shape, self.dtype), []
+        batches = self.dataset(np.arange(len(self))).as_numpy_iterator()
+        for pixels, rows in progress(batches, len(self), "images loaded", lambda b: len(b[1])):
+            is_read = rows >= 0
+            images[len(found) :][: is_read.sum()] = pixels[is_read]
+            found += rows[is_read].tolist()
+        missing = np.setdiff1d(np.arange(len(self)), found)
+        unreadable.check(self.paths[missing], len(self))
+        return images[: len(found)], np.asarray(labels)[found]
 
     def decode(self, path):
         """The image of a file, a uint8 tensor (H, W, 3), of its name, a string tensor."""

@@ -3,6 +3,7 @@
 Section IV-A: "a pre-trained network is used to map instances to the feature domain".
 """
 
+import math
 import os
 import zlib
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
 from mln_keras.data.noise import check_probabilities
+from mln_keras.data.progress import Progress
 
 
 def teacher_probabilities(
@@ -63,10 +65,16 @@ def teacher_probabilities(
         def tell(epoch, logs):
             say(f"teacher: epoch {epoch + 1}, loss {logs['loss']:.4f}")
 
+        count = len(source.train_labels)
+        bar = Progress(epochs * math.ceil(count / 128), "steps of the teacher")
+        watch = keras.callbacks.LambdaCallback(
+            on_epoch_end=tell, on_train_batch_end=lambda batch, logs: bar.add(1)
+        )
         classifier.fit(
             source.train_images, source.train_labels, batch_size=128, epochs=epochs,
-            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=tell)], verbose=0,
+            callbacks=[watch], verbose=0,
         )  # fmt: skip
+        bar.end()
         logits = classifier.predict(source.train_images, batch_size=512, verbose=0)
         softened = keras.ops.softmax(logits.astype(np.float32) / temperature)
         _save_whole(path, keras.ops.convert_to_numpy(softened))

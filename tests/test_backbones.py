@@ -205,21 +205,21 @@ ALPHA = 1e-3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("name", ["ResNet50", "InceptionResNetV2"])
-def test_the_meta_gradient_is_a_central_difference(float64, name, jit_compile):
+@pytest.mark.parametrize("name", SMALL)
+def test_the_meta_gradient_is_a_central_difference(float64, name):
+    """Of a tiny step, as so deep a network of ReLUs has a corner next to everywhere."""
     side = SMALL[name]
     classifier = backbone(name, 4, (side, side, 3))
     x, x_meta, y_meta = pixels(4, side, side, 3), pixels(4, side, side, 3, seed=1), np.arange(4)
     model = MetaLabelNet(
         classifier, 0, inner_learning_rate=ALPHA, weight_decay=0.0, average_over_classes=False
     )
-    model.compile(keras.optimizers.SGD(0.0), keras.optimizers.SGD(1.0), jit_compile=jit_compile)
+    model.compile(keras.optimizers.SGD(0.0), keras.optimizers.SGD(1.0), jit_compile=False)
     features = model._features(x.astype("float64"))
     φ = [w.numpy() for w in model.label_head.weights]
     model.fit(x, np.zeros(4, int), meta_data=(x_meta, y_meta), batch_size=4, verbose=0)
     gradient = [before - w.numpy() for before, w in zip(φ, model.label_head.weights)]
-    scale = 1e-3 / np.sqrt(sum((g**2).sum() for g in gradient))
+    scale = 1e-10 / np.sqrt(sum((g**2).sum() for g in gradient))
     θ = [tf.constant(w.numpy()) for w in classifier.trainable_variables]
     loss_at = tf.function(
         lambda *head: meta_loss(classifier, θ, head, features, x, x_meta, y_meta), autograph=False

@@ -13,6 +13,7 @@ from mln_keras.data.batches import (
     largest_divisor,
     mix,
     steps_an_epoch,
+    steps_in_memory,
     with_meta,
 )
 from mln_keras.training.phases import Phase
@@ -175,6 +176,15 @@ def test_the_largest_divisor():
         for number, at_most in [(18, 1), (18, 5), (18, 7), (18, 18), (18, 30), (17, 16), (351, 30)]
     }
     assert list(found.values()) == [1, 3, 6, 18, 18, 1, 27]
+
+
+def test_a_call_takes_no_more_steps_than_memory_is_for(monkeypatch):
+    dataset = batches(*numbered(24), 4)  # 16 bytes of images, as many of labels
+    monkeypatch.setattr("mln_keras.data.batches.CALL_BYTES", 100)
+    assert [steps_in_memory(dataset, most) for most in (1, 2, 3, 390)] == [1, 2, 3, 3]
+    monkeypatch.setattr("mln_keras.data.batches.CALL_BYTES", 10)
+    assert steps_in_memory(dataset, 390) == 1
+    assert steps_in_memory(dataset.unbatch().batch(4), 390) >= 1  # of unknown size
 
 
 def test_batches_have_one_shape_where_it_is_known():

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import figures
 import grid
 import input_pipeline
+import pictures
 import scaling
 import step_time
 import table1
@@ -428,6 +429,22 @@ def test_a_step_waits_for_its_input_as_long_as_reading_takes_longer(capsys):
     assert "phase 2 waits for its input: 37.5% of a step\n" in capsys.readouterr().out
     largest = [("large", 2, 1500), ("small", 1, 500)]
     assert found["phase 2, profile"] == {"busy_ms": 2, "kernels": 3, "largest": largest}
+
+
+def test_pictures_are_timed_at_the_papers_settings():
+    arguments = pictures.parse(["--steps=4", "--mixed_precision", "--epochs=2"])
+    given = [step_time.parse(pictures.flags_of(s, arguments)) for s in arguments.settings]
+    assert [(g.network, g.side, g.batch_size, g.files) for g in given] == [
+        ("ResNet50", 224, 32, 128), ("ResNet50", 224, 128, 512), ("InceptionResNetV2", 299, 16, 64)
+    ]  # fmt: skip
+    assert all(g.mixed_precision and g.jit_compile and g.epochs == 2 for g in given)
+    figures = {
+        "cross-entropy, from files": {"median": 50, "peak_gb": 2},
+        "phase 2, from files": {"median": 200, "peak_gb": 3},
+        "cross-entropy, input wait": 0.5, "phase 2, input wait": 0.125,
+    }  # fmt: skip
+    row = pictures.row_of("ResNet50:224:32", figures)
+    assert row.split() == ["ResNet50:224:32", "640", "50.0%", "2.0", "160", "12.5%", "3.0", "4.00"]
 
 
 def test_a_held_batch_comes_until_files_are_read():

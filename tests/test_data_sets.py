@@ -1,6 +1,7 @@
 """Data sets of image files: what their loaders find, what they refuse, and training on them."""
 
 import dataclasses
+import os
 import re
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import tensorflow as tf
 from layouts import LAYOUTS, READABLE, UNREADABLE, data_dir, write_image
 from runs import FILES, OF_SOFT_LABELS, main, names, read_history, read_result, settings_and_recipe
 
-from mln_keras.command import run
+from mln_keras.command import files, run
 from mln_keras.command.files import read_csv
 from mln_keras.data import LOADERS, label_files, lists
 from mln_keras.data.checks import ArgumentError
@@ -129,6 +130,14 @@ def test_names_that_are_not_utf_8_are_those_on_disk(tmp_path):
         bytes(tmp_path) + b"/caf\xe9 1.jpg", bytes(tmp_path) + b"/b\x0bc.jpg"
     ]  # fmt: skip
     assert labels.tolist() == [1, 0]
+
+
+def test_such_names_are_written_and_read_again(tmp_path):
+    name = os.fsdecode(b"caf\xe9 1.jpg")
+    files.write_csv(tmp_path / "l.csv", [{"file": name, "given": "grüße"}])
+    content = (tmp_path / "l.csv").read_bytes()
+    assert content == b"file,given\r\ncaf\xe9 1.jpg,gr\xc3\xbc\xc3\x9fe\r\n"
+    assert read_csv(tmp_path / "l.csv") == [{"file": name, "given": "grüße"}]
 
 
 # ---- splits -------------------------------------------------------------------------------------
@@ -403,9 +412,9 @@ def train(name, where, out, *flags):
 
 def assert_is_a_whole_run(out, expected, num_classes):
     assert names(out) == FILES
-    files = {path for path, _ in expected["train"]}
+    paths = {path for path, _ in expected["train"]}
     suspects = read_csv(out / "suspects.csv")
-    assert {row["file"] for row in suspects} <= files and suspects[0]["file"]
+    assert {row["file"] for row in suspects} <= paths and suspects[0]["file"]
     soft_labels = np.load(out / "soft_labels.npz")["soft_labels"]
     np.testing.assert_allclose(soft_labels.sum(1), 1, rtol=1e-4)
     assert soft_labels.shape[1] == num_classes
@@ -453,8 +462,8 @@ def test_a_damaged_file_is_passed_over_and_named(written, tmp_path):
     Path(damaged).write_text("no picture")
     result, _ = train("webvision", where, tmp_path / "out")
     assert result["unreadable_files"] == {"train": [damaged], "meta": [], "test": []}
-    files = [row["file"] for row in read_csv(tmp_path / "out" / "suspects.csv")]
-    assert len(files) == 99 and damaged not in files
+    paths = [row["file"] for row in read_csv(tmp_path / "out" / "suspects.csv")]
+    assert len(paths) == 99 and damaged not in paths
 
 
 @pytest.mark.slow

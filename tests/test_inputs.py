@@ -240,7 +240,7 @@ def test_five_meta_samples_of_a_class_are_not_warned_of(images):
 def test_classes_with_few_meta_samples_of_a_split_are_named():
     labels = np.array([0] * 12 + [1] * 2, np.int32)
     pixels = np.zeros((14, 1, 1, 1), np.uint8)
-    source = Source("small", pixels, labels, pixels, labels, 2, ("cat", "dog", "elk"), {0: 1})
+    source = Source("small", pixels, labels, pixels, labels, ("cat", "dog", "elk"), 2)
     with pytest.warns(UserWarning) as caught:
         splits = make_splits(source, meta_size=12, unlabeled_size=0, seed=0)
     assert 1 <= (splits.meta_labels == 1).sum() <= 2

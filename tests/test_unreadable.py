@@ -2,14 +2,20 @@
 
 import os
 import time
+import types
+import urllib.error
 
 import keras
+import layouts
 import numpy as np
 import pytest
 from keras import layers
 from PIL import Image
+from runs import main
 
 from mln_keras import MetaLabelNet
+from mln_keras.command import results, run
+from mln_keras.command.recipes import RECIPES
 from mln_keras.data import batches, image_files, progress, suspects, tensorflow_errors, unreadable
 from mln_keras.data.image_files import ImageFiles
 
@@ -86,7 +92,7 @@ def test_an_epoch_is_the_same_whether_others_come_before_or_after_it(pictures, m
 def test_more_than_one_percent_ends_the_training_by_ten_names(pictures):
     missing = range(40, 52)
     images, paths = images_without(pictures, missing)
-    with pytest.raises(ValueError, match=r"^\d+ of 300 image files cannot be read, more than 1%") as e:
+    with pytest.raises(ValueError, match=r"^\d+ of 300 image files cannot be read, more th") as e:
         batches_of(images, seed=None)
     text = str(e.value)
     assert "\n" not in text and f"{paths[40]!r} (no such file or directory)" in text
@@ -138,6 +144,21 @@ def trained(images, labels, meta, learning_rate=0.05):
     return model
 
 
+@pytest.mark.parametrize("in_a_row", [1, 7, 32])
+def test_in_order_blanks_come_one_by_one_however_many(pictures, in_a_row, monkeypatch):
+    monkeypatch.setattr(unreadable, "IN_A_ROW", in_a_row)
+    missing = [*range(5, 90), 100, *range(150, COUNT)]
+    images, paths = images_without(pictures, missing)
+    found = list(images.dataset(np.arange(COUNT), 50).as_numpy_iterator())
+    assert [len(pixels) for pixels, _ in found] == [50] * 6
+    pixels, rows = (np.concatenate(column) for column in zip(*found))
+    expected = np.where(np.isin(np.arange(COUNT), missing), -1, np.arange(COUNT))
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(numbers_of(pixels)[rows >= 0], rows[rows >= 0])
+    assert not pixels[rows < 0].any()
+    assert list(images.unreadable) == [paths[i] for i in missing]
+
+
 def test_what_is_measured_leaves_them_out(pictures):
     """Accuracy is of the others; predictions and soft labels of them are NaN."""
     missing = [0, 150, 299]
@@ -148,7 +169,7 @@ def test_what_is_measured_leaves_them_out(pictures):
     rest = np.setdiff1d(np.arange(COUNT), missing)
     whole = ImageFiles(pictures, (2, 3))[rest]
     expected = model.evaluate(whole, labels[rest], verbose=0)
-    with pytest.warns(UserWarning, match="^x: 3 of 300 image files cannot be read and are left out"):
+    with pytest.warns(UserWarning, match="^x: 3 of 300 image files cannot be read and are lef"):
         found = model.evaluate(images, labels, verbose=0)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     found = model.evaluation(images, labels, 64)()
@@ -174,7 +195,8 @@ def test_suspects_leave_out_what_has_no_prediction():
     probabilities = np.array([[0.9, 0.1], [np.nan, np.nan], [0.2, 0.8]], np.float32)
     found = suspects.find(probabilities, [1, 0, 1])
     assert found["index"].tolist() == [0, 2]
-    np.testing.assert_allclose(suspects.counted_joint(probabilities, [1, 0, 1]), [[0, 0], [0.5, 0.5]])
+    joint = suspects.counted_joint(probabilities, [1, 0, 1])
+    np.testing.assert_allclose(joint, [[0, 0], [0.5, 0.5]])
 
 
 def test_parts_share_what_is_known(pictures):
@@ -198,6 +220,58 @@ def test_progress_speaks_after_ten_seconds_and_says_what_is_left(monkeypatch, ca
     assert list(progress.progress(parts, 100, "files checked")) == parts
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "files checked: 30 of 100, 28 s left" and len(lines) == 8
+    bar = progress.Progress(1_000_000, "soft labels")
+    bar.add(1)  # after four seconds
+    bar.add(249_999)
+    bar.add(100_000)
+    assert capsys.readouterr().err == "soft labels: 350,000 of 1,000,000, 22 s left\n"
     monkeypatch.setattr(time, "monotonic", lambda: 0)
     list(progress.progress(parts, 100, "files checked"))
     assert os.linesep not in capsys.readouterr().err
+
+
+# ---- by command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def splits(pictures):
+    """One training file of 300 is missing."""
+    train = images_without(pictures, [299])[0]
+    empty = ImageFiles([], (2, 3))
+    return types.SimpleNamespace(
+        train_images=train, given_labels=np.zeros(COUNT, np.int32), meta_images=empty,
+        test_images=empty,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("check_files", [False, True])
+def test_the_command_line_decodes_all_files_where_that_is_asked_for(
+    splits, check_files, monkeypatch
+):
+    monkeypatch.setattr(image_files, "SAMPLE", 1)
+    run.check_splits({"seed": 0, "check_files": check_files}, RECIPES["webvision"], splits)
+    assert list(results.unreadable_files(splits)) == ["train", "meta", "test"]
+    assert len(results.unreadable_files(splits)["train"]) == check_files
+
+
+def test_soft_labels_that_a_method_keeps_are_nan_where_a_file_cannot_be_read(splits, tmp_path):
+    splits.train_images.find_damaged()
+    results.write_soft_labels(tmp_path, splits, np.full((COUNT, 2), 0.5, np.float32))
+    found = np.load(tmp_path / "soft_labels.npz")["soft_labels"]
+    assert found.dtype == np.float32 and np.isnan(found[299]).all() and (found[:299] == 0.5).all()
+
+
+def test_weights_that_cannot_be_loaded_are_refused_before_training(tmp_path, capsys, monkeypatch):
+    def fails(*_, **__):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", fails)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    layouts.folders(tmp_path / "images", kinds=("jpeg",))
+    assert main(
+        "--dataset", "folders", "--data_dir", tmp_path / "images", "--backbone", "mobilenet",
+        "--image_size", 32, "--batch_size", 4, "--output_dir", tmp_path / "out",
+    ) == 2  # fmt: skip
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("mln_keras.py: --weights: cannot load imagenet for MobileNet (")
+    assert "or none for random weights" in line and not (tmp_path / "out").exists()

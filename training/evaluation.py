@@ -11,6 +11,7 @@ from keras import ops
 
 from mln_keras.data import batches, checks, inputs, tensorflow_errors, unreadable
 from mln_keras.data.image_files import ImageFiles
+from mln_keras.data.progress import progress
 from mln_keras.layers import cross_entropy
 from mln_keras.training import keras_private
 from mln_keras.training.unsupported import refuse
@@ -44,8 +45,9 @@ class Evaluates:
             result = super().evaluate(x, y, batch_size, *args, **kwargs)
         if isinstance(files, ImageFiles) and not files.is_readable().all():
             missing = files.paths[~files.is_readable()]
-            text = f"x: {len(missing)} of {len(files)} image files cannot be read and are left out: "
-            warnings.warn(text + unreadable.in_words(missing), UserWarning, stacklevel=2)
+            text = f"x: {len(missing)} of {len(files)} image files cannot be read and are left out"
+            text += f": {unreadable.in_words(missing)}"
+            warnings.warn(text, UserWarning, stacklevel=2)
         return result
 
     def predict(self, x, batch_size=None, *args, **kwargs):
@@ -87,6 +89,7 @@ class Evaluates:
             ArgumentError: for arrays that do not fit the model.
         """
         inputs.check_evaluated("x", (images, labels), self._expected(self.image_dtype))
+        whole = len(labels)
         if isinstance(images, ImageFiles):
             parts = images.dataset(np.asarray(labels, np.int32), batch_size)
             parts = parts.map(lambda *batch: tuple(part[None] for part in batch))
@@ -98,10 +101,10 @@ class Evaluates:
         def measure():  # without a division in the graph, where one by a constant is a product
             sums, count = [], 0
             with tensorflow_errors.in_one_line():
-                for images, labels in parts:
+                for images, labels in progress(parts, whole, "images measured", _number):
                     sums.append(self._sum_up(images, labels, top_k))
                     count += np.sum(np.asarray(labels) >= 0)  # a file may be found unreadable
-            return tuple(float(sum(map(float, totals)) / count) for totals in zip(*sums))
+            return tuple(float(tf.add_n(totals) / count) for totals in zip(*sums))
 
         return measure
 
@@ -149,3 +152,8 @@ class Evaluates:
                 path.write_text("".join(f"{name}\n" for name in self.class_names), "utf-8")
                 keras_private.add_asset(archive, "class_names", path)
             archive.write_out(filepath, verbose=bool(verbose))
+
+
+def _number(batch):
+    """How many images are in an (images, labels) batch, stacked or not."""
+    return int(np.size(batch[1]))
