@@ -123,9 +123,8 @@ def settings_of(given):
         checks.one_of("method", given["method"], METHODS)
     recipe = RECIPES[settings["dataset"]].with_flags(settings)
     settings |= {name: getattr(recipe, name) for name in settings if hasattr(recipe, name)}
-    devices.check_gpus(settings["gpus"])
-    devices.workers()
     _check_ranges(settings)
+    devices.check(settings["gpus"], settings["batch_size"])
     _check_method(given, settings)
     _check_together(settings, recipe)
     if not settings["output_dir"]:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from runs import FILES, names, read_history, read_result
 
+from mln_keras.command import devices
+
 ROOT = Path(__file__).parents[1]
 
 COMMON = """
@@ -218,6 +220,37 @@ def train_by_workers(directory, *flags, dies_in=(NEVER, NEVER)):
         for process in processes:
             process.kill()
     return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+def workers(count, **task):
+    addresses = [f"localhost:{1000 + i}" for i in range(count)]
+    return json.dumps({"cluster": {"worker": addresses}, "task": task})
+
+
+@pytest.mark.parametrize("config", [
+    "{", "[]", "{}", workers(2), workers(2, type="worker", index=2), workers(0),
+    workers(2, type="ps", index=0), workers(2, type="worker", index=-1),
+])  # fmt: skip
+def test_a_wrong_tf_config_is_refused(refused, monkeypatch, config):
+    monkeypatch.setenv("TF_CONFIG", config)
+    assert refused("--dataset", "digits").startswith("mln_keras.py: TF_CONFIG: expected {")
+
+
+def test_gpus_that_are_not_there_are_refused(refused):
+    assert "--gpus: expected 1 to 1, as 0 are found here, received 2" in refused("--gpus", 2)
+    assert "--gpus: expected 1 to 1" in refused("--gpus", 0)
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(refused, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", workers(3, type="worker", index=0))
+    assert "--batch_size: expected a multiple of 3" in refused("--batch_size", 64)
+
+
+def test_of_workers_the_first_one_is_told_apart(monkeypatch):
+    assert devices.workers() == (1, True)
+    for index, is_first in ((0, True), (1, False)):
+        monkeypatch.setenv("TF_CONFIG", workers(2, type="worker", index=index))
+        assert devices.workers() == (2, is_first)
 
 
 @pytest.mark.slow

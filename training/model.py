@@ -584,14 +584,16 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             super().make_train_function(force)
         elif force or self.train_function is None:
             self.train_function = replicas.make_function(
-                self, self.train_step, self.loop_length, self._compiles_parts, self.replica_states()
-            )
+                self, self.train_step, self._results, self.loop_length, self._compiles_parts,
+                self.replica_states(),
+            )  # fmt: skip
 
     def make_test_function(self, force=False):
         if not self._is_distributed():
             super().make_test_function(force)
         elif force or self.test_function is None:
-            self.test_function = replicas.make_function(self, self.test_step, 1, False)
+            results = functools.partial(self._results, in_training=False)
+            self.test_function = replicas.make_function(self, self.test_step, results)
 
     def _is_distributed(self):
         with self.distribute_strategy.scope():
@@ -609,7 +611,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             _loop(step_on, batch, self.loop_length)
         else:
             step_on(batch)
-        return self.results()
+        return self._results()
 
     def _parts(self, batch):
         """The noisy batch, and the meta batch where there is one; row numbers become images."""
@@ -639,7 +641,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         """Names of the metrics that some phases have and others have not, a list."""
         return list(dict.fromkeys(name for phase in self.phases() for name in phase.metrics))
 
-    def results(self, in_training=True):
+    def _results(self, in_training=True):
         """The metrics that the phase has; in evaluation those that every phase has."""
         own = self.phases()[self.phase_in_training - 1].metrics if in_training else ()
         others = set(self.phase_metrics()) - set(own)
