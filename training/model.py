@@ -417,7 +417,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             validation_freq=validation_freq, validation_steps=validation_steps,
         )  # fmt: skip
         self.data_in_fit = data
-        with tensorflow_errors.of_lost_workers():
+        with tensorflow_errors.of_lost_workers(self.distribute_strategy):
             self._fit_phases(make, fit_phase, watch, initial_epoch, epochs)
         return self.history
 
