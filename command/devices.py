@@ -16,15 +16,6 @@ FORM = (
 )
 
 
-def check_gpus(gpus):
-    """Refuses more GPUs than this machine has; 1 is the CPU where there is none."""
-    found = len(tf.config.list_physical_devices("GPU"))
-    if not 1 <= gpus <= max(found, 1):
-        raise ArgumentError(
-            "gpus", f"expected 1 to {max(found, 1)}, as {found} are found here, received {gpus}"
-        )
-
-
 def workers():
     """(How many workers TF_CONFIG names, 1 without it; whether this is the first of them).
 
@@ -47,13 +38,32 @@ def workers():
     return len(addresses), index == 0
 
 
+def check(gpus, batch_size):
+    """Refuses more GPUs than this machine has, and a batch that all cannot share evenly.
+
+    Without a GPU the CPU is one.
+    """
+    found = len(tf.config.list_physical_devices("GPU"))
+    if not 1 <= gpus <= max(found, 1):
+        raise ArgumentError(
+            "gpus", f"expected 1 to {max(found, 1)}, as {found} are found here, received {gpus}"
+        )
+    replicas = gpus * workers()[0]
+    if batch_size % replicas:
+        raise ArgumentError(
+            "batch_size",
+            f"expected a multiple of {replicas}, as {replicas} GPUs share a batch, received "
+            f"{batch_size}",
+        )
+
+
 def strategy_of(gpus):
     """The tf.distribute.Strategy of a run, which other workers have to join; None for one device.
 
     For before TensorFlow first computes.
     """
     found = tf.config.list_physical_devices("GPU")
-    if gpus < len(found):
+    if tf.config.get_visible_devices("GPU") != found[:gpus]:
         tf.config.set_visible_devices(found[:gpus], "GPU")
     if workers()[0] > 1:
         kind = tf.distribute.experimental.CommunicationImplementation
@@ -68,17 +78,6 @@ def strategy_of(gpus):
 
 def scope(strategy):
     return contextlib.nullcontext() if strategy is None else strategy.scope()
-
-
-def check_batch_size(batch_size, strategy):
-    """Refuses a batch that the replicas cannot share evenly."""
-    replicas = strategy.num_replicas_in_sync if strategy else 1
-    if batch_size % replicas:
-        raise ArgumentError(
-            "batch_size",
-            f"expected a multiple of {replicas}, as {replicas} GPUs share a batch, received "
-            f"{batch_size}",
-        )
 
 
 def check_same(strategy, epoch, labels):

@@ -157,9 +157,8 @@ def settings_of(given):
     recipe = _with_network(recipe.with_flags(settings), given)
     recipe = _with_labels(recipe, given)
     settings |= {name: getattr(recipe, name) for name in settings if hasattr(recipe, name)}
-    devices.check_gpus(settings["gpus"])
-    devices.workers()
     _check_ranges(settings)
+    devices.check(settings["gpus"], settings["batch_size"])
     _check_method(given, settings)
     _check_together(settings, recipe)
     if not settings["output_dir"]:

@@ -126,9 +126,7 @@ def configure_devices(settings):
         configure_xla()
     elif not tf.config.list_physical_devices("GPU"):  # slow there, and Keras refuses them with XLA
         tf.config.experimental.enable_op_determinism()
-    strategy = devices.strategy_of(settings["gpus"])
-    devices.check_batch_size(settings["batch_size"], strategy)
-    return strategy
+    return devices.strategy_of(settings["gpus"])
 
 
 def load_splits(settings, recipe):

@@ -64,20 +64,23 @@ def _not_read(error):
 
 
 @contextlib.contextmanager
-def of_lost_workers():
-    """Turns the end of an exchange between workers, one of which has ended, into one line.
+def of_lost_workers(strategy):
+    """Turns TensorFlow's error about a worker that has ended, or is not reached, into one line.
+
+    Args:
+        strategy: tf.distribute.Strategy; one of a single process has no workers to lose.
 
     Raises:
-        ConnectionError: with what TensorFlow says.
+        ConnectionError: with what TensorFlow says. Another error stays as it is.
     """
     try:
         yield
-    except (
-        tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError,
-        tf.errors.CancelledError, tf.errors.DeadlineExceededError,
-        tf.errors.FailedPreconditionError, tf.errors.UnknownError,
-    ) as error:  # fmt: skip
-        raise ConnectionError(f"the exchange with another worker failed ({short(error)})") from None
+    except tf.errors.OpError as error:
+        has_others = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        is_aborted = "Collective ops is aborted" in str(error)
+        if has_others and (is_aborted or isinstance(error, tf.errors.UnavailableError)):
+            raise ConnectionError(f"another worker has ended ({short(error)})") from None
+        raise
 
 
 def short(error, width=160):

@@ -25,7 +25,7 @@ FLAGS = [
     "corrections",
     "method", "epochs", "warmup_epochs", "batch_size", "learning_rate", "meta_learning_rate",
     "inner_learning_rate", "as_run", "clean_weight", "fine_tune_epochs", "vertical_flip", "seed",
-    "output_dir", "resume", "mixed_precision", "jit_compile", "steps_per_execution",
+    "output_dir", "resume", "gpus", "mixed_precision", "jit_compile", "steps_per_execution",
 ]  # fmt: skip
 
 

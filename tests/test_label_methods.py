@@ -3,9 +3,6 @@ refuse."""
 
 import functools
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -444,38 +441,3 @@ def test_recipes_are_scaled():
     assert options == {"as_run": True, "stage_2_epoch": 21, "stage_3_epoch": 80}
     options, _, _ = CoTeaching.from_recipe(recipe)
     assert options == {"noise_rate": 0.4, "ramp_epochs": 10, "as_run": False}
-
-
-REPLICAS = """
-import sys; sys.path.insert(0, sys.argv[1])
-import os; os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-import numpy as np, tensorflow as tf, keras
-from mln_keras.methods import Pencil
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
-rng = np.random.default_rng(0)
-x, y = rng.integers(0, 256, (44, 8, 8, 1), np.uint8), rng.integers(0, 4, 44, np.int32)
-def net():
-    return keras.Sequential([
-        keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(),
-        keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(4),
-    ])
-ends = []
-for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
-    keras.utils.set_random_seed(0)
-    with strategy.scope():
-        model = Pencil(net(), stage_2_epoch=0, label_learning_rate=100.0)
-        model.compile(keras.optimizers.SGD(0.05, momentum=0.9), jit_compile=False)
-    model.fit((x, y), batch_size=8, epochs=3, verbose=0)
-    ends.append([w.numpy() for w in model.classifier.weights] + [model.sample_soft_labels()])
-for a, b in zip(*ends, strict=True):
-    np.testing.assert_allclose(a, b, atol=2e-5)
-moved = (ends[0][-1].max(-1) < 0.99).mean()
-assert moved > 0.5, moved
-"""
-
-
-def test_two_replicas_compute_what_one_does():
-    command = [sys.executable, "-c", REPLICAS, str(Path(__file__).parents[1])]
-    subprocess.run(command, check=True)

@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -418,51 +417,6 @@ def test_images_held_on_the_gpu_are_the_same_images(images, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     for name, values_by_epoch in by_epoch.items():
         np.testing.assert_allclose(values_by_epoch, by_epoch_of_held[name], rtol=1e-4)
-
-
-DISTRIBUTE = """
-import sys
-
-import keras
-import numpy as np
-import tensorflow as tf
-
-sys.path.insert(0, sys.argv[1])
-from mln_keras import MetaLabelNet
-
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-rng = np.random.default_rng(0)
-x, y = rng.integers(0, 256, (40, 8, 8, 1), np.uint8), rng.integers(0, 4, 40, np.int32)
-ends = []
-for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
-    keras.utils.set_random_seed(0)
-    with strategy.scope():
-        layers = keras.layers
-        net = keras.Sequential([
-            keras.Input((8, 8, 1)), layers.Rescaling(1 / 255), layers.Flatten(),
-            layers.Dense(16, activation="tanh"), layers.Dense(4),
-        ])
-        unbuilt = keras.Sequential([layers.Identity()])
-        model = MetaLabelNet(net, 1, augmentation=unbuilt, weight_decay=0.1)
-        sgd = keras.optimizers.SGD(0.05, momentum=0.9)
-        model.compile(sgd, jit_compile=False, steps_per_execution=5)
-    model.fit((x, y), meta_data=(x[:16], y[:16]), batch_size=8, epochs=3, verbose=0)
-    ends.append([w.numpy() for w in net.trainable_variables + model.label_head.weights])
-for a, b in zip(*ends, strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-6)
-# A loop of steps would be divided among the replicas instead of the batch.
-model.jit_compile, model._steps_a_call = True, 5
-shapes = []
-keras.Model.fit = lambda self, dataset, **_: shapes.append(dataset.element_spec[0][0].shape)
-model.fit((x, y), meta_data=(x[:16], y[:16]), initial_epoch=3, epochs=4, batch_size=8, verbose=0)
-assert model.loop_length == 1 and shapes == [(8, 8, 8, 1)]
-"""
-
-
-def test_two_replicas_compute_what_one_does():
-    command = [sys.executable, "-c", DISTRIBUTE, str(Path(__file__).parents[1])]
-    subprocess.run(command, check=True)
 
 
 @pytest.mark.filterwarnings("ignore:.* meta_loss", "ignore:.*`meta_loss`")

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from runs import FILES, names, read_history, read_result
 
+from mln_keras.command import devices
+
 ROOT = Path(__file__).parents[1]
 
 COMMON = """
@@ -38,15 +40,19 @@ def net(*more):
         layers.Flatten(), layers.Dense(8, activation="tanh"), layers.Dense(4),
     ])
 
-def train(strategy, method, options, more=(), jit_compile=False, **fitting):
+def train(
+    strategy, method, options, more=list, jit_compile=False, samples=44, data=None, **fitting
+):
     keras.utils.set_random_seed(0)
     with strategy.scope():
-        model = METHODS[method](net(*more), weight_decay=0.1, **options)
+        unbuilt = keras.Sequential([keras.layers.Identity()])
+        model = METHODS[method](net(*more()), augmentation=unbuilt, weight_decay=0.1, **options)
         sgd = keras.optimizers.SGD(0.05, momentum=0.9)
         model.compile(sgd, jit_compile=jit_compile, steps_per_execution=5)
     meta = (x[:16], y[:16]) if model.needs_meta else None
-    fitting = {"batch_size": 8, "epochs": 3, "validation_data": (x[:13], y[:13])} | fitting
-    history = model.fit((x, y), meta_data=meta, verbose=0, **fitting).history
+    fitting = {"batch_size": 8, "epochs": 2, "validation_data": (x[:13], y[:13])} | fitting
+    data = data or (x[:samples], y[:samples])
+    history = model.fit(data, meta_data=meta, verbose=0, **fitting).history
     variables = [v for v in model.variables if "seed" not in v.path]
     return model, [v.numpy() for v in variables], history
 
@@ -73,9 +79,78 @@ def test_two_replicas_compute_what_one_does():
     run("compare('metalabelnet', {'warmup_epochs': 1})")
 
 
+COMPILED = """
+from mln_keras.data import inputs
+inputs.hold = lambda images: (tf.constant(images), np.arange(len(images), dtype=np.int32))
+gathered, gather = [], tf.gather
+tf.gather = lambda x, *more, **named: gathered.append(x.shape) or gather(x, *more, **named)
+sync = lambda: [keras.layers.BatchNormalization(synchronized=True)]
+compare('metalabelnet', {'warmup_epochs': 1}, jit_compile=True, more=sync, validation_data=None)
+assert {(44, 8, 8, 1), (16, 8, 8, 1)} <= set(map(tuple, gathered))
+
+keras.config.set_floatx("float32")
+keras.config.set_dtype_policy("mixed_bfloat16")
+compare('metalabelnet', {'warmup_epochs': 1}, 0.05)
+"""
+
+
 @pytest.mark.slow
 def test_parts_that_xla_compiles_compute_what_one_program_does():
-    run("compare('metalabelnet', {'warmup_epochs': 1}, jit_compile=True)")
+    """With the images held on each replica; with batch norm over all replicas; in bfloat16."""
+    run(COMPILED)
+
+
+BY_ITSELF = """
+from mln_keras.data import batches
+from mln_keras.layers import RandomFlipCrop
+from mln_keras.training import replicas
+strategy = STRATEGIES[1]
+
+# The averages of batch norm are the means of those of each half of the batch.
+def norm(): return keras.layers.BatchNormalization(momentum=0.9)
+keras.utils.set_random_seed(0)
+before = net(norm())
+(images, _), = batches.batches(x[:8], y[:8], 8, seed=0)
+convolved = before.layers[1](before.layers[0](tf.cast(images, "float64"))).numpy()
+one_step = {"samples": 8, "epochs": 1, "validation_data": None}
+model, _, _ = train(strategy, "cross_entropy", {}, lambda: [norm()], **one_step)
+of_mean, of_variance = (v.numpy() for v in model.classifier.layers[2].non_trainable_variables)
+halves = convolved.reshape(2, 4, *convolved.shape[1:])
+np.testing.assert_allclose(of_mean, 0.1 * halves.mean((0, 1, 2, 3)), atol=1e-12)
+variances = halves.var((1, 2, 3)).mean(0)
+np.testing.assert_allclose(of_variance, 0.9 + 0.1 * variances, atol=1e-12)
+assert abs(variances - convolved.var((0, 1, 2))).max() > 1e-4
+for state in model.replica_states():
+    a, b = state.value.values
+    np.testing.assert_array_equal(a, b)
+
+# Each replica draws its own random numbers.
+with strategy.scope():
+    model = METHODS["cross_entropy"](net(), augmentation=RandomFlipCrop(2, seed=1))
+def draw():
+    with replicas._own_random_numbers(model):
+        return model.augment(x[:8])
+first, second = strategy.experimental_local_results(strategy.run(draw))
+np.testing.assert_array_equal(first, RandomFlipCrop(2, seed=1)(x[:8], training=True))
+assert (first.numpy() != second.numpy()).any()
+a, b = model.augmentation.seed_generator.state.value.values
+assert a.numpy().tolist() == b.numpy().tolist() == [1, 1]
+
+# A batch that they cannot share, of known and of unknown size, is one line.
+odd = tf.data.Dataset.from_tensor_slices((x, y)).batch(7, drop_remainder=True)
+unknown = tf.data.Dataset.from_tensor_slices((x, y)).batch(7)
+for data in ((x, y), odd, unknown):
+    try:
+        train(strategy, "cross_entropy", {}, batch_size=7, data=data)
+    except ValueError as error:
+        text = str(error)
+    assert text.startswith("batch_size: expected a multiple of 2, as 2 replicas"), text
+    assert len(text.splitlines()) == 1
+"""
+
+
+def test_what_a_replica_has_by_itself():
+    run(BY_ITSELF)
 
 
 METHODS = {
@@ -91,7 +166,7 @@ METHODS = {
 
 @pytest.mark.slow
 def test_two_replicas_compute_what_one_does_of_methods_that_look_beyond_a_sample():
-    run(f"for method, options in {METHODS}.items(): compare(method, options)")
+    run(f"for method, options in {METHODS}.items(): compare(method, options, epochs=3)")
 
 
 # ---- worker processes ---------------------------------------------------------------------------
@@ -145,6 +220,37 @@ def train_by_workers(directory, *flags, dies_in=(NEVER, NEVER)):
         for process in processes:
             process.kill()
     return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+def workers(count, **task):
+    addresses = [f"localhost:{1000 + i}" for i in range(count)]
+    return json.dumps({"cluster": {"worker": addresses}, "task": task})
+
+
+@pytest.mark.parametrize("config", [
+    "{", "[]", "{}", workers(2), workers(2, type="worker", index=2), workers(0),
+    workers(2, type="ps", index=0), workers(2, type="worker", index=-1),
+])  # fmt: skip
+def test_a_wrong_tf_config_is_refused(refused, monkeypatch, config):
+    monkeypatch.setenv("TF_CONFIG", config)
+    assert refused("--dataset", "digits").startswith("mln_keras.py: TF_CONFIG: expected {")
+
+
+def test_gpus_that_are_not_there_are_refused(refused):
+    assert "--gpus: expected 1 to 1, as 0 are found here, received 2" in refused("--gpus", 2)
+    assert "--gpus: expected 1 to 1" in refused("--gpus", 0)
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(refused, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", workers(3, type="worker", index=0))
+    assert "--batch_size: expected a multiple of 3" in refused("--batch_size", 64)
+
+
+def test_of_workers_the_first_one_is_told_apart(monkeypatch):
+    assert devices.workers() == (1, True)
+    for index, is_first in ((0, True), (1, False)):
+        monkeypatch.setenv("TF_CONFIG", workers(2, type="worker", index=index))
+        assert devices.workers() == (2, is_first)
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ class Evaluates:
         logits = self.logits(images, training=False)
         losses = cross_entropy(ops.maximum(labels, 0), logits)
         self.update_metrics(losses, labels, logits)
-        return self.results(in_training=False)
+        return self._results(in_training=False)
 
     def evaluation(self, images, labels, batch_size, top_k=None):
         """What `evaluate` says of the same images again and again, but for the compiled metrics.

@@ -427,7 +427,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             validation_freq=validation_freq, validation_steps=validation_steps,
         )  # fmt: skip
         self.data_in_fit = data
-        with tensorflow_errors.of_lost_workers():
+        with tensorflow_errors.of_lost_workers(self.distribute_strategy):
             self._fit_phases(make, fit_phase, watch, initial_epoch, epochs)
         return self.history
 
@@ -608,14 +608,16 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             super().make_train_function(force)
         elif force or self.train_function is None:
             self.train_function = replicas.make_function(
-                self, self.train_step, self.loop_length, self._compiles_parts, self.replica_states()
-            )
+                self, self.train_step, self._results, self.loop_length, self._compiles_parts,
+                self.replica_states(),
+            )  # fmt: skip
 
     def make_test_function(self, force=False):
         if not self._is_distributed():
             super().make_test_function(force)
         elif force or self.test_function is None:
-            self.test_function = replicas.make_function(self, self.test_step, 1, False)
+            results = functools.partial(self._results, in_training=False)
+            self.test_function = replicas.make_function(self, self.test_step, results)
 
     def _is_distributed(self):
         with self.distribute_strategy.scope():
@@ -633,7 +635,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             _loop(step_on, batch, self.loop_length)
         else:
             step_on(batch)
-        return self.results()
+        return self._results()
 
     def _parts(self, batch):
         """The noisy batch, and the meta batch where there is one; row numbers become images."""
@@ -663,7 +665,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         """Names of the metrics that some phases have and others have not, a list."""
         return list(dict.fromkeys(name for phase in self.phases() for name in phase.metrics))
 
-    def results(self, in_training=True):
+    def _results(self, in_training=True):
         """The metrics that the phase has; in evaluation those that every phase has."""
         own = self.phases()[self.phase_in_training - 1].metrics if in_training else ()
         others = set(self.phase_metrics()) - set(own)

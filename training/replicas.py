@@ -92,23 +92,22 @@ def on_each(strategy, tensor):
     return None if tensor is None else strategy.run(lambda: tf.identity(tensor))
 
 
-def make_function(model, step, length, compiles, states=()):
+def make_function(model, step, results, length=1, compiles=False, states=()):
     """What Keras calls with an iterator over batches: it runs steps, and returns the metrics.
 
     Args:
         model: `NoisyLabelModel` under a strategy.
         step: function of a batch, called on each replica.
+        results: function without arguments that returns the metrics of all replicas.
         length: the number of steps.
         compiles: whether XLA compiles the parts of a step.
         states: variables that each replica changes by itself; at the end they become their means.
     """
-    strategy = model.distribute_strategy
+    strategy, held = model.distribute_strategy, model.held
     if compiles:
         # They fuse operations into ones that XLA has not, before it sees them.
         unwanted = ("remapping", "layout_optimizer")
         tf.config.optimizer.set_experimental_options(dict.fromkeys(unwanted, False))
-
-    held = model.held
 
     def on_replica(batch, own_held):
         model.held = own_held
@@ -116,11 +115,10 @@ def make_function(model, step, length, compiles, states=()):
             step(batch)
         model.held = held
 
-    def run_step(i, iterator):
+    def run_step(iterator):
         scope = tf.xla.experimental.jit_scope() if compiles else contextlib.nullcontext()
         with scope:
             strategy.run(on_replica, args=(iterator.get_next(), held))
-        return (i + 1,)
 
     def average():
         # What is read of a variable is on its device without saying so; the copy does say it.
@@ -129,13 +127,17 @@ def make_function(model, step, length, compiles, states=()):
             state.assign(mean)
 
     def call(iterator):
+        def run_step_number(i):
+            run_step(iterator)
+            return (i + 1,)
+
         if length == 1:
-            run_step(0, iterator)
+            run_step(iterator)
         else:
-            tf.while_loop(lambda i: i < length, lambda i: run_step(i, iterator), [0])
+            tf.while_loop(lambda i: i < length, run_step_number, [0])
         if states:
             strategy.run(average)
-        return model.results(in_training=step == model.train_step)
+        return results()
 
     return call if model.run_eagerly else tf.function(call, autograph=False, reduce_retracing=True)
 
