@@ -301,6 +301,7 @@ def seen_in_training(finished_run, monkeypatch, tmp_path):
         assert main(*SHORT, *flags, "--output_dir", tmp_path / "run") == 0
         return found[0]
 
+    monkeypatch.setattr(run.devices, "strategy_of", lambda gpus: None)  # there need not be a GPU
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "a home"))
     return see
