@@ -9,7 +9,8 @@ import tensorflow as tf
 
 MOST = 0.01  # of a list; with more of them the training ends
 NAMED = 10  # files in a message
-IN_A_ROW = 256  # with so many the training ends, or it would look for a file for ever
+IN_A_ROW = 256  # with so many the training ends, or it would look for a file for ever; at most so
+# many blank samples are made at a time
 
 
 def without_gaps(samples, read, count, note, following=None):
@@ -33,10 +34,10 @@ def without_gaps(samples, read, count, note, following=None):
     read = tf.function(read, autograph=False).get_concrete_function(*of_samples)
     spec = read.structured_outputs
     blank = [tf.fill(s.shape, tf.cast(-1 if i else 0, s.dtype)) for i, s in enumerate(spec)]
-    # A mark, which can be read, stands before each so many samples.
+    # A mark, which can be read, stands before each so many samples. Its place is -1 less theirs.
     numbered = samples.enumerate()
     mark = tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), numbered.element_spec[1:])
-    marks = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), *mark)).repeat()
+    marks = tf.data.Dataset.range(0, tf.int64.max, IN_A_ROW).map(lambda n: (-1 - n, *mark))
     turns = tf.data.Dataset.range(IN_A_ROW + 1).map(lambda i: tf.cast(i > 0, tf.int64)).repeat()
     marked = tf.data.Dataset.choose_from_datasets([marks, numbered], turns)
 
@@ -63,8 +64,8 @@ def _filler(note, blank):
 
     Returns:
         Function of a state (place of the sample before; samples since the last mark) and a place
-        with its tensors, that returns the new state and a batch: none where the place is a mark's,
-        else the sample behind what fills the gap before it.
+        with its tensors, that returns the new state and a batch: what fills the gap before the
+        place, and the sample, where the place is not a mark's.
     """
 
     def call(first, end, is_hopeless):
@@ -76,31 +77,29 @@ def _filler(note, blank):
             raise ValueError(f"<<{error}>>") from None  # so that `tensorflow_errors` finds it
         return np.int64(end - first)
 
-    def missing(first, end, is_hopeless=False):
-        return tf.ensure_shape(tf.numpy_function(call, [first, end, is_hopeless], tf.int64), ())
-
     def fill(state, place, *tensors):
         before, since = state
-        is_mark, has_gap = place < 0, place > before + 1
+        is_mark = place < 0
+        end = tf.where(is_mark, -1 - place, place)
         is_hopeless = is_mark & (since == 0) & (blank is None)
-        gap = tf.case(
-            [(is_hopeless, lambda: missing(before + 1, before + 1 + IN_A_ROW, True)),
-             (has_gap, lambda: missing(before + 1, place))],
-            default=lambda: tf.constant(0, tf.int64),
-        )  # fmt: skip
-        copies = [
-            tf.cond(
-                is_mark | has_gap,
-                lambda value=value, t=t: tf.concat(
-                    [tf.repeat(value[None], gap, axis=0), t[None]], axis=0
-                )[: tf.where(is_mark, tf.constant(0, tf.int64), gap + 1)],
-                lambda t=t: t[None],
+        has_gap = (end > before + 1) & (~is_mark | (blank is not None) | is_hopeless)
+
+        def filled():
+            number = tf.numpy_function(call, [before + 1, end, is_hopeless], tf.int64)
+            number = tf.ensure_shape(number, ())
+            own = 1 - tf.cast(is_mark, tf.int64)
+            return tuple(
+                tf.concat([tf.repeat(value[None], number, axis=0), t[None]], axis=0)[: number + own]
+                for value, t in zip(blank or tensors, tensors, strict=True)
             )
-            for value, t in zip(blank or tensors, tensors, strict=True)
-        ]
+
+        copies = tf.case(
+            [(has_gap, filled), (is_mark, lambda: tuple(t[None][:0] for t in tensors))],
+            default=lambda: tuple(t[None] for t in tensors),
+        )
         copies = [tf.ensure_shape(c, (None, *t.shape)) for c, t in zip(copies, tensors)]
-        after = tf.where(is_mark, before, place), tf.where(is_mark, tf.zeros_like(since), since + 1)
-        return after, tuple(copies)
+        last = tf.where(is_mark, tf.where(has_gap, end - 1, before), place)
+        return (last, tf.where(is_mark, tf.zeros_like(since), since + 1)), tuple(copies)
 
     return fill
 

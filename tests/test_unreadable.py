@@ -144,6 +144,21 @@ def trained(images, labels, meta, learning_rate=0.05):
     return model
 
 
+@pytest.mark.parametrize("in_a_row", [1, 7, 32])
+def test_in_order_blanks_come_one_by_one_however_many(pictures, in_a_row, monkeypatch):
+    monkeypatch.setattr(unreadable, "IN_A_ROW", in_a_row)
+    missing = [*range(5, 90), 100, *range(150, COUNT)]
+    images, paths = images_without(pictures, missing)
+    found = list(images.dataset(np.arange(COUNT), 50).as_numpy_iterator())
+    assert [len(pixels) for pixels, _ in found] == [50] * 6
+    pixels, rows = (np.concatenate(column) for column in zip(*found))
+    expected = np.where(np.isin(np.arange(COUNT), missing), -1, np.arange(COUNT))
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(numbers_of(pixels)[rows >= 0], rows[rows >= 0])
+    assert not pixels[rows < 0].any()
+    assert list(images.unreadable) == [paths[i] for i in missing]
+
+
 def test_what_is_measured_leaves_them_out(pictures):
     """Accuracy is of the others; predictions and soft labels of them are NaN."""
     missing = [0, 150, 299]
