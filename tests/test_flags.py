@@ -138,7 +138,7 @@ def test_the_model_of_cifar10_is_the_papers():
         "warmup_epochs": 44, "feature_extractor": None, "inner_learning_rate": 1.0,
         "average_over_classes": True, "entropy_weight": 1.0, "weight_decay": 1e-4,
         "label_head_init": "random", "meta_batch_norm": True, "shuffle_meta": False, "seed": 0,
-        "class_names": None,
+        "class_names": None, "given_label_weight": 0.0,
     }  # fmt: skip
     assert {name: getattr(model, name) for name in model.config_names} == expected
 
