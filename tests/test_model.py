@@ -452,6 +452,20 @@ def test_evaluation_is_whole_where_the_steps_of_a_call_change(images):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
+def test_evaluation_also_counts_labels_among_the_most_probable(images, jit_compile):
+    x, y = images(40, seed=3)
+    y[[2, 7]] = -1
+    model = compiled(dense_net(), 2, compile_options={"jit_compile": jit_compile})
+    rank = (-model.predict(x, verbose=0)).argsort(1).argsort(1)[np.arange(40), y][y >= 0]
+    assert set(rank) == {0, 1, 2, 3}
+    for k in (1, 2, 3):
+        loss, accuracy, among = model.evaluation(x, y, 16, top_k=k)()
+        assert (loss, accuracy) == model.evaluation(x, y, 16)()
+        assert accuracy == pytest.approx(np.mean(rank == 0))
+        assert among == pytest.approx(np.mean(rank < k))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
 def test_evaluation_of_the_same_images_follows_the_weights(images, jit_compile):
     """11 images are 3 batches of 4, and one image comes twice."""
     x, y = images(11, seed=3)
