@@ -121,13 +121,13 @@ def test_folders_need_no_unlabeled_images(written, tmp_path):
 
 
 def test_names_that_are_not_utf_8_are_those_on_disk(tmp_path):
-    (tmp_path / "list").write_bytes(b"\xef\xbb\xbfcaf\xe9 1.jpg 1\nb\x0bc.jpg\t0\n")
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbfcaf\xe9 1.jpg 1\nb\rc.jpg\t0\n")
     numbers, wanted = lists.integers(2)
     file = tmp_path / "list"
     found = lists.collected(file, lists.pairs(file, numbers, wanted))
     images, labels = lists.images(tmp_path, found, (4, 4), None)
     assert images.names().numpy().tolist() == [
-        bytes(tmp_path) + b"/caf\xe9 1.jpg", bytes(tmp_path) + b"/b\x0bc.jpg"
+        bytes(tmp_path) + b"/caf\xe9 1.jpg", bytes(tmp_path) + b"/b\rc.jpg"
     ]  # fmt: skip
     assert labels.tolist() == [1, 0]
 
