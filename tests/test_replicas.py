@@ -7,12 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from runs import FILES, names, read_history, read_result
 
 from mln_keras.command import devices
+from mln_keras.training import replicas
 
 ROOT = Path(__file__).parents[1]
 
@@ -155,10 +158,8 @@ def test_what_a_replica_has_by_itself():
 
 METHODS = {
     "co_teaching": {"noise_rate": 0.4, "ramp_epochs": 1},
-    "gold_loss_correction": {"warmup_epochs": 1},
     "joint_optimization": {"label_epoch": 1, "first_epochs": 2, "averaged_epochs": 2},
     "meta_weight_net": {},
-    "metalabelnet_clean": {"warmup_epochs": 1, "fine_tune_from": 2},
     "mslg": {"warmup_epochs": 1},
     "pencil": {"stage_2_epoch": 1, "stage_3_epoch": 2, "label_learning_rate": 100.0},
 }
@@ -166,7 +167,8 @@ METHODS = {
 
 @pytest.mark.slow
 def test_two_replicas_compute_what_one_does_of_methods_that_look_beyond_a_sample():
-    run(f"for method, options in {METHODS}.items(): compare(method, options, epochs=3)")
+    more = {"epochs": 3, "validation_data": None}
+    run(f"for name, options in {METHODS}.items(): compare(name, options, **{more})")
 
 
 # ---- worker processes ---------------------------------------------------------------------------
@@ -191,7 +193,7 @@ NoisyLabelModel.begin_epoch = die
 sys.exit(run.main(["mln_keras.py", *flags]))
 """
 NEVER = -1
-FLAGS = ("--dataset", "digits", "--method", "metalabelnet", "--epochs", "4", "--warmup_epochs", "2")
+FLAGS = ("--dataset", "digits", "--method", "metalabelnet", "--epochs", "3", "--warmup_epochs", "1")
 
 
 def free_ports(count):
@@ -220,6 +222,23 @@ def train_by_workers(directory, *flags, dies_in=(NEVER, NEVER)):
         for process in processes:
             process.kill()
     return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+def test_each_replica_of_each_worker_gets_its_share_of_a_batch(worker):
+    context = types.SimpleNamespace(num_input_pipelines=2, input_pipeline_id=worker)
+    strategy = types.SimpleNamespace(
+        num_replicas_in_sync=4, distribute_datasets_from_function=lambda make: make(context)
+    )
+    batches = tf.data.Dataset.range(16).batch(8, drop_remainder=True)
+    pairs = tf.data.Dataset.zip((batches, batches), (batches, batches))
+    shares = replicas.shares(pairs, strategy, is_endless=False)
+    assert {spec.shape for spec in tf.nest.flatten(shares.element_spec)} == {tf.TensorShape([2])}
+    found = [first.numpy().tolist() for (first, _), _ in shares]
+    expected = [[0, 1], [2, 3], [8, 9], [10, 11]] if worker == 0 else [
+        [4, 5], [6, 7], [12, 13], [14, 15]
+    ]  # fmt: skip
+    assert found == expected
 
 
 def workers(count, **task):
@@ -259,15 +278,15 @@ def test_workers_one_of_which_is_killed_go_on_as_if_it_had_not_been(tmp_path):
     for status, _, stderr in train_by_workers(unbroken):
         assert status == 0, stderr
 
-    (status, _, stderr), (killed, _, _) = train_by_workers(broken, dies_in=(NEVER, 3))
+    (status, _, stderr), (killed, _, _) = train_by_workers(broken, dies_in=(NEVER, 2))
     assert (status, killed) == (1, -signal.SIGKILL)
     own = [line for line in stderr.splitlines() if line.startswith("mln_keras.py: ")]
     assert len(own) == 1 and "--resume" in own[0]
-    assert len(read_history(broken)) == 3 and not (broken / "result.json").exists()
+    assert len(read_history(broken)) == 2 and not (broken / "result.json").exists()
 
     (status, stdout, stderr), (other, nothing, _) = train_by_workers(broken, "--resume")
     assert (status, other) == (0, 0), stderr
-    assert "from epoch 4 to 4" in stdout and nothing == ""
+    assert "from epoch 3 to 3" in stdout and nothing == ""
     assert read_history(broken) == read_history(unbroken)
     result, expected = read_result(broken), read_result(unbroken)
     assert result["replicas"] == 2 and result["batch_size"] == expected["batch_size"]
