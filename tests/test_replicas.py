@@ -103,6 +103,32 @@ def test_parts_that_xla_compiles_compute_what_one_program_does():
     run(COMPILED)
 
 
+NOT_COMPILED = """
+import warnings
+from mln_keras.data.checks import ArgumentError
+from mln_keras.training import programs
+_, plain, _ = train(STRATEGIES[1], 'metalabelnet', {'warmup_epochs': 1})
+try_program = programs.try_program
+
+def fails_compiled(model, *more):
+    if model._compiles_parts:
+        raise ArgumentError("classifier", "nodes in a cycle")
+    try_program(model, *more)
+
+programs.try_program = fails_compiled
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    _, found, _ = train(STRATEGIES[1], 'metalabelnet', {'warmup_epochs': 1}, jit_compile=True)
+assert [w for w in caught if "nodes in a cycle" in str(w.message)], caught
+for one, two in zip(plain, found, strict=True):
+    np.testing.assert_array_equal(one, two)
+"""
+
+
+def test_what_xla_cannot_compile_in_parts_runs_without_it():
+    run(NOT_COMPILED)
+
+
 BY_ITSELF = """
 from mln_keras.data import batches
 from mln_keras.layers import RandomFlipCrop

@@ -526,10 +526,21 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             check_second_derivatives(
                 self.classifier, self.num_classes, lambda x: self.logits(x, training=True), images
             )
-        if self.run_eagerly:
-            return
-        for program in planned[1:]:
-            programs.try_program(self, self._functions, program, self.training_state())
+        if not self.run_eagerly:
+            self._try_programs(planned)
+
+    def _try_programs(self, planned):
+        tried = planned if self._compiles_parts else planned[1:]
+        try:
+            for program in tried:
+                programs.try_program(self, self._functions, program, self.training_state())
+        except ArgumentError as error:
+            if not self._compiles_parts:
+                raise
+            text = f"XLA does not compile the parts of a step, which are then slower ({error})"
+            warnings.warn(text, UserWarning, stacklevel=4)
+            self._compiles_parts, self._functions = False, programs.TrainFunctions()
+            self._try_programs(planned)
 
     def _fit_phase(self, program, epochs, callbacks, **kwargs):
         """Keras' `fit` over the epochs of one phase."""
