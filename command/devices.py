@@ -63,7 +63,7 @@ def strategy_of(gpus):
     For before TensorFlow first computes.
     """
     found = tf.config.list_physical_devices("GPU")
-    if tf.config.get_visible_devices("GPU") != found[:gpus]:
+    if gpus < len(found) and tf.config.get_visible_devices("GPU") != found[:gpus]:
         tf.config.set_visible_devices(found[:gpus], "GPU")
     if workers()[0] > 1:
         kind = tf.distribute.experimental.CommunicationImplementation

@@ -199,11 +199,11 @@ def execute(settings, recipe, runs, finished, splits, strategy):
     return 0
 
 
-def run_or_say_why_not(settings, recipe, splits, strategy):
+def run_or_say_why_not(settings, recipe, splits, strategy=None):
     """As `run`; None, and a line for the user, where the loss is not finite or a write fails."""
     directory = settings["output_dir"]
     try:
-        return run(settings, recipe, splits, strategy=strategy)
+        return run(settings, recipe, splits, (), strategy)
     except FloatingPointError as error:
         state, _ = checkpoints.load_checkpoint(directory)
         kept = "no checkpoint, as no epoch was done"
