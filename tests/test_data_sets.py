@@ -463,12 +463,13 @@ def test_a_data_set_of_damaged_files_is_refused_before_training(name, written, r
 
 
 @pytest.mark.slow
-def test_a_damaged_file_is_passed_over_and_named(written, tmp_path):
+def test_a_damaged_file_is_passed_over_and_named(written, tmp_path, capsys):
     where, expected = written("webvision")
     damaged = expected["train"][7][0]
     Path(damaged).write_text("no picture")
     result, _ = train("webvision", where, tmp_path / "out")
     assert result["unreadable_files"] == {"train": [damaged], "meta": [], "test": []}
+    assert "\nImage files that cannot be read: 1; see unreadable_files" in capsys.readouterr().out
     paths = [row["file"] for row in read_csv(tmp_path / "out" / "suspects.csv")]
     assert len(paths) == 99 and damaged not in paths
 
