@@ -82,7 +82,9 @@ def _define_data(define):
 
 def _define_training(define):
     define("string", "method", None, f"One of {', '.join(METHODS)}. Default: metalabelnet.")
-    define("integer", "epochs", None, "Epochs of both phases together.")
+    define("integer", "epochs", None,
+           "Epochs of both phases of MetaLabelNet together. Some methods have more or fewer, as "
+           "fine_tune: the warm-up, and half of these. A run says first how many it has.")
     define("integer", "warmup_epochs", None, "Epochs of phase 1.")
     define("integer", "batch_size", None, "Of training and meta batches, over all GPUs.")
     define("float", "learning_rate", None, "λ, of the classifier, before the recipe's drops.")

@@ -6,6 +6,7 @@ const PAGE = 48;
 const $ = (id) => document.getElementById(id);
 const { classes, index, given, suggested, sheets } = review;
 const key = `mln_keras-review-${review.run}`;
+const folder = sharedFolder(review.file);
 const rowOf = new Map(index.map((number, row) => [number, row]));
 let decisions = new Map(); // index -> [action, class number or null], in the order of deciding
 let undone = []; // [index, decision before], the last one at the end
@@ -50,6 +51,14 @@ function element(name, className, text = "") {
   return made;
 }
 
+// The folder that all files lie below; a card is too narrow to show it, and then the name.
+function sharedFolder(files) {
+  const parent = (name) => name.slice(0, name.slice(0, -1).lastIndexOf("/") + 1);
+  let shared = parent(files[0] || "");
+  for (const file of files) while (!file.startsWith(shared)) shared = parent(shared);
+  return shared;
+}
+
 function picture(row) {
   const label = `Sample ${index[row]}`;
   const { count, columns, rows, pixels } = sheets;
@@ -83,7 +92,7 @@ function card(row, place) {
     element("div", "numbers", `${percent(given_p)} → ${percent(suggested_p)}`),
     element("div", "numbers", `index ${index[row]}`));
   if (review.file.length) {
-    const file = element("div", "file", review.file[row]);
+    const file = element("div", "file", review.file[row].slice(folder.length));
     file.title = review.file[row];
     made.append(file);
   }

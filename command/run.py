@@ -190,6 +190,8 @@ def execute(settings, recipe, runs, finished, splits, strategy):
     if not is_first:
         return 0
     say(f"\n{results.table(done)}")
+    if unreadable := sum(map(len, done[0]["unreadable_files"].values())):
+        say(f"\nImage files that cannot be read: {unreadable}; see unreadable_files in result.json")
     if settings["method"] is None:
         curves = os.path.join(settings["output_dir"], "curves.png")
         if None in finished or not os.path.exists(curves):

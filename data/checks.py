@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 FEW = 5  # samples of a class
+NAMED = 10  # names in a message
 
 
 class ArgumentError(ValueError):
@@ -28,6 +29,12 @@ class ArgumentError(ValueError):
 def at_least(name, value, minimum):
     if not value >= minimum:
         raise ArgumentError(name, f"expected at least {minimum}, received {value}")
+
+
+def some(names):
+    """The first names of a list in words, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(repr, names[:NAMED])) + more
 
 
 def integer(name, value, minimum):
@@ -220,7 +227,7 @@ def rare_classes(labels, names):
         (f"fewer than {FEW} samples of class", (0 < counts) & (counts < FEW)),
     ):
         found = [str(names[i]) for i in np.flatnonzero(is_so)]
-        more = f" and of {len(found) - 10} more" if len(found) > 10 else ""
+        more = f" and of {len(found) - NAMED} more" if len(found) > NAMED else ""
         if found:
-            parts.append(f"{words} {', '.join(found[:10])}{more}")
+            parts.append(f"{words} {', '.join(found[:NAMED])}{more}")
     return "; ".join(parts)

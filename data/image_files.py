@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from mln_keras.data import image_decoding, tensorflow_errors, unreadable
+from mln_keras.data import checks, image_decoding, tensorflow_errors, unreadable
 from mln_keras.data.checks import ArgumentError
 from mln_keras.data.progress import progress
 
@@ -297,7 +297,8 @@ def _class_names(directory, found, class_names):
         )
     unknown = sorted(set(found) - set(names))
     if unknown:
-        raise ValueError(f"{directory}: expected folders of class_names, found {unknown[0]} too")
+        expected = f"expected folders with the names of the classes, {checks.some(names)}"
+        raise ValueError(f"{directory}: {expected}; found {unknown[0]!r} too")
     if len(names) < 2:
         raise ValueError(
             f"{directory}: expected a folder for each of two or more classes, found {len(names)}"

@@ -18,9 +18,12 @@ def folder(data_dir, data_set, *needed):
     if not data_dir:
         raise ArgumentError("data_dir", f"expected the folder of {data_set}, received none")
     root = Path(data_dir)
+    expected = f"expected the folder of {data_set}, with {', '.join(needed)} in it"
+    if not root.is_dir():
+        raise ArgumentError("data_dir", f"{root} is no folder; {expected}")
     for name in needed:
         if not (root / name).exists():
-            raise ArgumentError("data_dir", f"{root}: expected the folder of {data_set}, no {name}")
+            raise ArgumentError("data_dir", f"{root} has no {name}; {expected}")
     return root
 
 

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from mln_keras.data import lists
+from mln_keras.data import checks, lists
 from mln_keras.data.checks import ArgumentError
 from mln_keras.data.source import Source
 
@@ -40,8 +40,8 @@ def load(data_dir, size, resize):
                 yield number, path, -1
             elif split in splits:
                 if label not in numbers:
-                    text = f"expected a label that noisy images have, found {label!r}"
-                    raise lists.wrong(data_dir, number, text)
+                    text = f"expected a label of noisy images, {checks.some(names)}"
+                    raise lists.wrong(data_dir, number, f"{text}; found {label!r}")
                 yield number, path, numbers[label]
 
     def images(*splits):

@@ -253,7 +253,7 @@ REFUSED = [
      ", line 3: expected a split of noisy, meta, unlabeled, test, found 'train'"),
     ("table", "images.csv", change_line(3, "10", ""), ", line 3: expected a label, found none"),
     ("table", "images.csv", change_line(37, ",10,", ",11,"),
-     ", line 37: expected a label that noisy images have, found '11'"),
+     ", line 37: expected a label of noisy images, '2', '10', 'x, y'; found '11'"),
     ("table", "images.csv", change_line(7, "10", "2"),
      ", line 7: "),
     ("table", "images.csv", remove, " cannot be read: No such file or directory"),
@@ -283,15 +283,22 @@ def test_a_folder_that_is_missing_is_named(name, folder, written):
     (where / folder).rename(where / "elsewhere")
     with pytest.raises(ArgumentError) as error:
         load(name, where)
-    assert re.fullmatch(rf"data_dir: .*/{name}: expected the folder of .*, no {folder}",
-                        str(error.value))  # fmt: skip
+    assert re.fullmatch(rf"data_dir: .*/{name} has no {folder}; expected the folder of .*, "
+                        rf"with .*{folder}.* in it", str(error.value))  # fmt: skip
+
+
+def test_a_folder_of_images_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="no-such is no folder; expected the folder of your "
+                                            "images, with noisy, meta, test in it$"):  # fmt: skip
+        load("folders", tmp_path / "no-such")
 
 
 @pytest.mark.parametrize("split", ["meta", "test"])
 def test_a_class_that_noisy_images_do_not_have_is_refused(split, written):
     where, _ = written("folders", kinds=("jpeg",))
     (where / split / "c").rename(where / split / "d")
-    with pytest.raises(ArgumentError, match=f"^data_dir: .*/{split}: expected folders .*found d"):
+    message = f"^data_dir: .*/{split}: expected folders .*'c'; found 'd' too"
+    with pytest.raises(ArgumentError, match=message):
         load("folders", where)
 
 
@@ -456,12 +463,13 @@ def test_a_data_set_of_damaged_files_is_refused_before_training(name, written, r
 
 
 @pytest.mark.slow
-def test_a_damaged_file_is_passed_over_and_named(written, tmp_path):
+def test_a_damaged_file_is_passed_over_and_named(written, tmp_path, capsys):
     where, expected = written("webvision")
     damaged = expected["train"][7][0]
     Path(damaged).write_text("no picture")
     result, _ = train("webvision", where, tmp_path / "out")
     assert result["unreadable_files"] == {"train": [damaged], "meta": [], "test": []}
+    assert "\nImage files that cannot be read: 1; see unreadable_files" in capsys.readouterr().out
     paths = [row["file"] for row in read_csv(tmp_path / "out" / "suspects.csv")]
     assert len(paths) == 99 and damaged not in paths
 

@@ -109,7 +109,7 @@ def test_class_names_number_the_classes_of_another_directory(files, pixels, tmp_
     np.testing.assert_array_equal(labels, np.ones(12))
     np.testing.assert_array_equal(images, pixels[::2])
     for names, message in (
-        (("c", "a"), "expected folders of class_names, found b too"),
+        (("c", "a"), "expected folders with the names of the classes, 'c', 'a'; found 'b' too"),
         (("a", "b", "a"), "class_names: expected a list of different names"),
         ("ab", "class_names: expected a list of different names"),
     ):

@@ -132,6 +132,21 @@ def test_keys_decide_and_the_export_is_what_corrections_reads(page):
     assert page.status().startswith("4 of 96 decided")
 
 
+@pytest.mark.parametrize(
+    ("files", "shown"),
+    [(("/p/noisy/a b/1.jpg", "/p/noisy/a b/2.jpg"), ["1.jpg", "2.jpg"]),
+     (("/p/noisy/a b/1.jpg", "/p/noisy/a c/1.jpg"), ["a b/1.jpg", "a c/1.jpg"]),
+     (("/p/1.jpg", "q/1.jpg"), ["/p/1.jpg", "q/1.jpg"])],
+)  # fmt: skip
+def test_a_card_leaves_out_the_folder_of_all_files(files, shown, driver, tmp_path):
+    found = suspects.find(np.eye(2), [1, 0], ("a", "b"), files)
+    review.write(tmp_path, found, np.zeros((2, 8, 8, 1), np.uint8), ("a", "b"))
+    driver.get(f"file://{tmp_path}/review/index.html")
+    cards = driver.find_elements("css selector", ".file")
+    assert sorted(card.text for card in cards) == shown
+    assert sorted(card.get_attribute("title") for card in cards) == sorted(files)
+
+
 def test_undo_takes_back_one_decision_after_another(page):
     first = page.found["suggested"][0]
     page.press("k")
