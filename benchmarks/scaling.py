@@ -21,7 +21,7 @@ from unittest import mock
 import keras
 import numpy as np
 import tensorflow as tf
-from step_time import Clock, build_classifier
+from step_time import Clock
 
 import mln_keras
 from mln_keras import MetaLabelNet, layers
@@ -107,8 +107,8 @@ def measure(arguments, network, size, steps, gpus, form):
     keras.utils.set_random_seed(0)
     epochs, batch_size = 1 + arguments.epochs, size * gpus
     with strategy.scope():
-        classifier = build_classifier(network)
-        side = classifier.input_shape[1]
+        side = 32 if network == "cnn8" else 224
+        classifier = layers.backbone(network, 10, (side, side, 3))
         augmentation = layers.RandomFlipCrop(4 if side == 32 else 0, vertical_flip=side == 32)
         model = MetaLabelNet(classifier, epochs, augmentation=augmentation)
         model.compile(

@@ -152,6 +152,7 @@ def without(splits, fold):
         train_images=splits.train_images[~fold],
         given_labels=splits.given_labels[~fold],
         clean_labels=splits.clean_labels[~fold],
+        rows=splits.rows[~fold],
     )
 
 

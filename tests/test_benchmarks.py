@@ -405,9 +405,9 @@ def test_wrong_labels_out_of_fold(tmp_path, monkeypatch):
 
 def test_a_fold_is_left_out_of_training_alone():
     n = np.arange(6)
-    whole = Splits(n, n, n, *[None] * 4, ("a", "b"))
+    whole = Splits(n, n, n, *[None] * 4, ("a", "b"), n)
     rest = wrong_labels.without(whole, n % 3 == 0)
-    for of in (rest.train_images, rest.given_labels, rest.clean_labels):
+    for of in (rest.train_images, rest.given_labels, rest.clean_labels, rest.rows):
         assert of.tolist() == [1, 2, 4, 5]
 
 

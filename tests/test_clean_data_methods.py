@@ -312,7 +312,7 @@ def test_a_damaged_clean_file_is_one_line(images, tmp_path):
     meta = ImageFiles([path] * 4, (8, 8))
     meta.nbytes = 2**40  # as if they were too many to keep
     model = compiled(GoldLossCorrection, 1, channels=3)
-    with pytest.raises(ValueError, match="^an image file cannot be decoded; [^\n]*$"):
+    with pytest.raises(ValueError, match="^1 of 4 image files cannot be read, [^\n]*$"):
         model.fit(
             np.repeat(x, 3, -1), y, meta_data=(meta, np.arange(4)), epochs=2, batch_size=4,
             verbose=0,
