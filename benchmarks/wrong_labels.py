@@ -52,6 +52,8 @@ def quality(scores, is_wrong):
 
 def rankings(path):
     """dict, name of a ranking -> its `quality`, of a run's `PROBABILITIES`."""
+    if not path.exists():
+        sys.exit(f"{path} is not there: that run was stopped at its very end; delete its folder")
     with np.load(path) as kept:
         given, right = kept["given"], kept["right"]
         found = {}
@@ -88,15 +90,16 @@ class KeepLast(keras.callbacks.Callback):
 
 
 def prepared(argv):
-    """What the command line does before training: settings, recipe, splits and what it claims."""
+    """What the command line does before training: settings, recipe, splits (None where the run is
+    there already), strategy, and what it claims."""
     claims = contextlib.ExitStack()
     settings, recipe = settings_of(read_flags(argv))
-    (settings,), (finished,), splits, _ = run.prepare(settings, recipe, claims)
-    return settings, recipe, finished, splits, claims
+    _, (finished,), splits, strategy = run.prepare(settings, recipe, claims)
+    return settings, recipe, None if finished else splits, strategy, claims
 
 
 def keep(directory, splits, **probabilities):
-    arrays = {name.replace("_", " "): p.astype(np.float16) for name, p in probabilities.items()}
+    arrays = {name.replace("_", " "): p.astype(np.float32) for name, p in probabilities.items()}
     with files.atomic_write(pathlib.Path(directory) / PROBABILITIES) as temporary:
         np.savez_compressed(
             temporary, given=splits.given_labels, right=splits.clean_labels, **arrays
@@ -105,13 +108,12 @@ def keep(directory, splits, **probabilities):
 
 def run_and_keep(argv):
     """The command line, and the probabilities of its best and last epoch beside its files."""
-    settings, recipe, finished, splits, claims = prepared(argv)
+    settings, recipe, splits, strategy, claims = prepared(argv)
     with claims:
-        if finished is not None:
+        if splits is None:
             return
-        last = KeepLast(splits.train_images)
-        run.run(settings, recipe, splits, [last])
-        directory = pathlib.Path(settings["output_dir"])
+        directory, last = pathlib.Path(settings["output_dir"]), KeepLast(splits.train_images)
+        run.run(settings, recipe, splits, [last], strategy)
         best = keras.models.load_model(directory / "model.keras")
         found = {
             "best_epoch": best.predict(splits.train_images, batch_size=BATCH, verbose=0),
@@ -125,18 +127,19 @@ def run_and_keep(argv):
 def out_of_fold(argv):
     """Cross-entropy once without each fold of the training images, early stopped by the meta set;
     keeps its probabilities for the fold."""
-    settings, recipe, finished, splits, claims = prepared(argv)
+    settings, recipe, splits, strategy, claims = prepared(argv)
     with claims:
-        if finished is not None:
+        if splits is None:
             return
         directory = pathlib.Path(settings["output_dir"])
         fold_of = np.random.default_rng(settings["seed"]).permutation(len(splits.given_labels))
         fold_of %= FOLDS
         probabilities = np.empty((len(fold_of), len(splits.class_names)))
         for fold in range(FOLDS):
-            own = directory / f"fold{fold}"
+            own = directory.with_name(f"{directory.name}.fold{fold}")  # a run in its own right
             own.mkdir(exist_ok=True)
-            run.run(settings | {"output_dir": str(own)}, recipe, without(splits, fold_of == fold))
+            rest = without(splits, fold_of == fold)
+            run.run(settings | {"output_dir": str(own)}, recipe, rest, strategy=strategy)
             model = keras.models.load_model(own / "model.keras")
             probabilities[fold_of == fold] = model.predict(
                 splits.train_images[fold_of == fold], batch_size=BATCH, verbose=0

@@ -219,8 +219,9 @@ def _check_ranges(settings):
             checks.at_least(name, settings[name], 1)
     if settings["resize"] is not None:
         checks.at_least("resize", settings["resize"], settings["image_size"])
-    for name in ("warmup_epochs", "unlabeled_size"):
-        checks.at_least(name, settings[name], 0)
+    for name in ("warmup_epochs", "unlabeled_size", "clean_weight", "fine_tune_epochs"):
+        if settings[name] is not None:
+            checks.at_least(name, settings[name], 0)
     checks.within("seed", settings["seed"], 0, 2**31 - 1, "TensorFlow")
     for name in ("learning_rate", "meta_learning_rate", "inner_learning_rate"):
         checks.positive(name, settings[name])

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import pathlib
 from collections.abc import Callable
 
 from mln_keras.layers import RandomFlipCrop, backbone
@@ -50,6 +52,15 @@ class Recipe:
         """A new classifier, for so many classes and images (H, W, channels)."""
         weights = None if self.weights == "none" else self.weights
         return backbone(self.backbone, num_classes, input_shape, weights)
+
+    def network(self):
+        """A name for the classifier, by its backbone and initial weights, fit for a folder."""
+        if self.weights == "none":
+            return self.backbone
+        weights = pathlib.Path(self.weights)
+        if not weights.is_file():
+            return f"{self.backbone}-{self.weights}"
+        return f"{self.backbone}-{hashlib.sha256(weights.read_bytes()).hexdigest()[:12]}"
 
     def loader_options(self):
         """What the loader of image files takes besides the data directory, a dict."""

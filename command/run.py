@@ -15,7 +15,15 @@ from mln_keras.command.flags import read_flags, settings_of
 from mln_keras.command.terminal import StdoutError, complain, discard_stdout, say
 from mln_keras.command.versions import versions
 from mln_keras.command.xla import configure_xla
-from mln_keras.data import LOADERS, batches, checks, corruption, image_files, inputs
+from mln_keras.data import (
+    LOADERS,
+    batches,
+    checks,
+    corruption,
+    image_files,
+    inputs,
+    tensorflow_errors,
+)
 from mln_keras.data.checks import ArgumentError
 from mln_keras.data.image_files import ImageFiles
 from mln_keras.data.source import make_splits
@@ -148,7 +156,7 @@ def load_splits(settings, recipe):
         data_dir=settings["data_dir"],
         probabilities_file=settings["noise_probs"],
         labels_file=settings["noise_labels"] and settings["noise_labels"]["file"],
-        network=recipe.backbone,
+        network=recipe.network(),
         build_teacher=recipe.classifier,
         say=say,
     )
@@ -205,7 +213,8 @@ def run_or_say_why_not(settings, recipe, splits, strategy=None):
     """As `run`; None, and a line for the user, where the loss is not finite or a write fails."""
     directory = settings["output_dir"]
     try:
-        return run(settings, recipe, splits, (), strategy)
+        with tensorflow_errors.of_lost_workers(strategy):
+            return run(settings, recipe, splits, (), strategy)
     except FloatingPointError as error:
         state, _ = checkpoints.load_checkpoint(directory)
         kept = "no checkpoint, as no epoch was done"

@@ -1,6 +1,5 @@
 """Your own images in folders, one for each class."""
 
-import os
 
 import numpy as np
 
@@ -33,11 +32,10 @@ def load(data_dir, size, resize):
             for name in ("meta", "test")
         )
         if (root / "unlabeled").exists():
-            paths = sorted(entry.path for entry in os.scandir(root / "unlabeled")
-                           if entry.name.lower().endswith(image_files.ENDINGS))  # fmt: skip
+            paths = image_files.images_in(root / "unlabeled")
             images = image_files.ImageFiles([*images.paths, *paths], size, resize)
             labels = np.concatenate([labels, np.full(len(paths), -1, np.int32)])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ArgumentError("data_dir", str(error)) from None
     return Source(
         name="folders",

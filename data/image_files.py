@@ -17,6 +17,7 @@ from mln_keras.data.progress import progress
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp")
 NAMED = 3  # files in a message
 SAMPLE = 2000  # files that are decoded before a training
+LEAST_SAMPLE = 200  # of them in each part
 
 
 class ImageFiles:
@@ -208,22 +209,21 @@ def check_files(parts, seed, every=False):
 
     Args:
         parts: list of `ImageFiles`.
-        seed: integer, that decides which `SAMPLE` files are decoded.
+        seed: integer, that decides which files are decoded: `SAMPLE` in all, shared out by the
+            sizes of the parts, but at least `LEAST_SAMPLE` of each.
         every: whether all are.
 
     Raises:
-        ValueError: where too many of those cannot be read; see `unreadable.check`.
+        ValueError: where too many of a part's cannot be read; see `unreadable.check`.
     """
-    count = sum(map(len, parts))
-    places = np.arange(count)
-    if not every and count > SAMPLE:
-        places = np.sort(np.random.default_rng(seed).choice(count, SAMPLE, replace=False))
-    damaged, start = [], 0
+    rng, count = np.random.default_rng(seed), sum(map(len, parts))
     for part in parts:
-        of_part = places[(start <= places) & (places < start + len(part))] - start
-        damaged += part[of_part].find_damaged()
-        start += len(part)
-    unreadable.check(damaged, len(places))
+        tried = min(len(part), max(SAMPLE * len(part) // count, LEAST_SAMPLE))
+        if every or tried == len(part):
+            sample = part
+        else:
+            sample = part[np.sort(rng.choice(len(part), tried, replace=False))]
+        unreadable.check(sample.find_damaged(), len(sample))
 
 
 def _file_name(path, index):
@@ -286,6 +286,19 @@ def from_directory(directory, size, resize=None, class_names=None):
         )
         warnings.warn(text, UserWarning, stacklevel=2)
     return ImageFiles(paths, size, resize), np.array(labels, np.int32), names
+
+
+def images_in(directory):
+    """The names of the image files right in a directory, sorted; warns of what else is there."""
+    entries = _shown(directory)
+    left_out = [entry for entry in entries if not _is_image(entry)]
+    if left_out:
+        text = (
+            f"{directory}: left out {_listed(directory, left_out)}; only images right in it are "
+            f"read ({', '.join(ENDINGS)})"
+        )
+        warnings.warn(text, UserWarning, stacklevel=2)
+    return sorted(entry.path for entry in entries if _is_image(entry))
 
 
 def _class_names(directory, found, class_names):

@@ -105,13 +105,22 @@ def _from_csv(content, key, source):
     first = rows[0] if rows else []
     names = [name.strip() for name in first] if has_header else range(len(first))
     column = _chosen({name: place for place, name in enumerate(names)}, key)
+    found = [row[column].strip() if column < len(row) else "" for row in rows[has_header:]]
     numbers = {str(number): number for number in range(-1, source.num_classes)}
-    numbers |= {name: number for number, name in enumerate(source.class_names)}
-    labels = []
-    for number, row in enumerate(rows[has_header:], 1 + has_header):
-        text = row[column].strip() if column < len(row) else ""
-        if text not in numbers:
+    names = {"-1": -1} | {name: number for number, name in enumerate(source.class_names)}
+    for number, text in enumerate(found, 1 + has_header):
+        if text not in numbers and text not in names:
             wanted = f"a class, 0 to {source.num_classes - 1} or its name"
             raise ValueError(f"row {number}: expected {wanted}, found {text!r}")
-        labels.append(numbers[text])
-    return np.array(labels, np.int64)
+    readings = [
+        [reading[text] for text in found]
+        for reading in (names, numbers)
+        if reading.keys() >= set(found)
+    ]
+    if not readings:
+        raise ValueError("expected the numbers of the classes or their names, found both")
+    if readings[0] != readings[-1]:
+        raise ValueError(
+            "its labels are numbers of classes and names of classes; give a .npy file of numbers"
+        )
+    return np.array(readings[0], np.int64)

@@ -93,7 +93,15 @@ class CoTeaching(NoisyLabelModel):
     def from_recipe(cls, recipe, as_run=False):
         """f rises in a twelfth of the epochs: in 10 of 120."""
         ramp_epochs = max(1, recipe.epochs // 12)
-        options = {"noise_rate": recipe.noise_ratio, "ramp_epochs": ramp_epochs, "as_run": as_run}
+        if recipe.noise_ratio is None and not as_run:
+            raise ArgumentError(
+                "method",
+                "co_teaching needs the share of wrong labels, which nobody knows here; from Python "
+                "give CoTeaching an estimate, noise_rate",
+            )
+        options = {
+            "noise_rate": recipe.noise_ratio or 0.0, "ramp_epochs": ramp_epochs, "as_run": as_run,
+        }  # fmt: skip
         return options, recipe.epochs, recipe.learning_rate_at
 
     def get_config(self):

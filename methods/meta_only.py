@@ -4,6 +4,7 @@ import math
 
 import keras
 
+from mln_keras.data.checks import ArgumentError
 from mln_keras.methods.cross_entropy import CrossEntropy
 from mln_keras.training.phases import Phase
 
@@ -30,6 +31,8 @@ class MetaOnly(CrossEntropy):
         So a small meta set is gone over more often. The learning rate is divided by 10 after two
         and after five sixths of the epochs.
         """
+        if recipe.meta_size is None:  # as many as the data set has, which is not read yet
+            raise ArgumentError("meta_size", "needed by meta_only, whose epochs depend on it")
         steps = recipe.epochs * max(1, PAPER_META_SIZE // recipe.batch_size)
         epochs = math.ceil(steps / max(1, recipe.meta_size // recipe.batch_size))
 

@@ -296,7 +296,9 @@ def test_bad_noise_probs_get_one_line_that_names_flag_and_file(refused, tmp_path
     assert line.startswith(f"mln_keras.py: --noise_probs: {path}{message}")
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut short", "a file"])
+@pytest.mark.parametrize(
+    "damage", [pytest.param("missing", marks=pytest.mark.slow), "empty", "cut short", "a file"]
+)
 def test_a_bad_data_dir_gets_one_line_that_names_it(refused, tmp_path, monkeypatch, damage):
     def no_network(url, **_):
         raise requests.ConnectionError(f"no route to {url}\nand a second line")

@@ -124,7 +124,7 @@ def test_batches_have_one_known_shape(files):
     assert images.dataset(labels).element_spec[0].shape[1:] == (6, 8, 3)
 
 
-@pytest.mark.parametrize("held_bytes", [0, 2**30])
+@pytest.mark.parametrize("held_bytes", [0, pytest.param(2**30, marks=pytest.mark.slow)])
 def test_training_from_files_equals_training_from_arrays(files, held_bytes, monkeypatch):
     monkeypatch.setattr(inputs, "HELD_BYTES", held_bytes)
     images, labels, _ = from_directory(files, (6, 8))
@@ -284,6 +284,7 @@ def test_sizes_that_do_not_fit_are_refused(files, pixels):
         trained(ImageFiles(images.paths, (5, 8)), labels, None, (images, labels))
 
 
+@pytest.mark.slow
 def test_a_file_name_need_not_be_text(files, pixels):
     latin = files / "a" / os.fsdecode("é.png".encode("latin-1"))
     (files / "a" / "01.PNG").rename(latin)

@@ -177,7 +177,12 @@ def exif(orientation):
     return tags
 
 
-@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "ending", ["jpg", *(pytest.param(e, marks=SLOW) for e in ("png", "webp"))]
+)
 def test_images_are_upright_as_exif_says(picture, tmp_path, ending):
     atol = 16 if ending == "jpg" else 1
     for orientation in range(10):  # 0 and 9 mean nothing

@@ -335,6 +335,7 @@ def test_as_run_joint_optimization_keeps_nothing_of_a_sample(images):
         lambda: CoTeaching(image_network(), 0.4, ramp_epochs=2),
     ],
 )
+@pytest.mark.slow
 def test_a_training_that_starts_over_repeats_itself(images, build):
     x, y = images(44)
     model = build()

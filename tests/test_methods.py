@@ -29,21 +29,18 @@ ARGUMENTS = {
 EPOCHS = 4
 
 
-@pytest.fixture(scope="module", params=METHODS)
+def but_for(*names):
+    """All methods; those that are not named only where tests marked slow are run."""
+    return [pytest.param(n, marks=() if n in names else pytest.mark.slow) for n in METHODS]
+
+
+@pytest.fixture(scope="module", params=but_for("metalabelnet", "cross_entropy"))
 def method(request):
     return request.param
 
 
-ALWAYS = ("metalabelnet", "cross_entropy")
-# What takes long other methods do only where tests marked slow are run.
 most_are_slow = pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow)
-        for name in METHODS
-    ],
-    indirect=True,
-    scope="module",
+    "method", but_for("cross_entropy"), indirect=True, scope="module"
 )
 
 

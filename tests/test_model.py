@@ -376,6 +376,7 @@ WAYS = (
 )
 
 
+@pytest.mark.slow
 def test_every_way_to_run_tensorflow_gives_the_same(images):
     ends = []
     for options in WAYS:
@@ -389,6 +390,7 @@ def test_every_way_to_run_tensorflow_gives_the_same(images):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_images_held_on_the_gpu_are_the_same_images(images, monkeypatch):
     """The CPU stands for the GPU; some samples have no label, and some images are unlabeled."""
     x, y = images(40)
@@ -702,6 +704,7 @@ def test_training_goes_on_after_it_was_stopped(images):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.slow
 def test_batches_of_different_sizes_are_not_stacked(images, jit_compile):
     options = {"jit_compile": jit_compile, "steps_per_execution": 3}
     model = compiled(dense_net(), compile_options=options)
@@ -741,7 +744,7 @@ def nested_pooling(*pools):
     return keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(1 / 255), nested])
 
 
-@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("padding", [pytest.param("valid", marks=pytest.mark.slow), "same"])
 def test_with_xla_the_meta_gradient_through_max_pooling_is_the_same(images, padding):
     """XLA's own second derivative takes the maximum of numbers that it has rounded."""
 
@@ -760,6 +763,7 @@ def test_with_xla_the_meta_gradient_through_max_pooling_is_the_same(images, padd
         assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected) != 0
 
 
+@pytest.mark.slow
 def test_max_pooling_is_differentiated_twice_in_bfloat16_with_xla(images, tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     net = nested_pooling(layers.MaxPooling2D(2))
@@ -973,7 +977,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow if "nested" in k else ()) for k in KINDS]
+)
 def test_kinds_of_classifiers(images, tmp_path, kind):
     build, feature_extractor, num_features = KINDS[kind]
     model = fitted(

@@ -152,6 +152,7 @@ def test_only_one_process_trains_in_a_directory(refused, tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_a_run_that_is_made_while_data_are_loaded_is_seen(tmp_path, capsys, monkeypatch):
     load, found = run.load_splits, []
 

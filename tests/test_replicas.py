@@ -125,6 +125,7 @@ for one, two in zip(plain, found, strict=True):
 """
 
 
+@pytest.mark.slow
 def test_what_xla_cannot_compile_in_parts_runs_without_it():
     run(NOT_COMPILED)
 
@@ -178,6 +179,7 @@ for data in ((x, y), odd, unknown):
 """
 
 
+@pytest.mark.slow
 def test_what_a_replica_has_by_itself():
     run(BY_ITSELF)
 

@@ -41,6 +41,7 @@ def processes():
     multiprocessing.forkserver.ensure_running()  # it imports TensorFlow while other tests run
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_resume_finishes_the_run(tmp_path, capsys, monkeypatch):
     """The last epoch, after the interruption, is the worst: the best one lies before it."""
     rates = (1e-2, 1e-2, 10.0)
@@ -237,6 +238,7 @@ def test_killed_at_every_moment_it_ends_as_the_unbroken_run(finished_run, tmp_pa
     assert read_result(directory)["seconds"] == seconds  # no epoch was left to do
 
 
+@pytest.mark.slow
 def test_killed_at_its_first_checkpoint_it_can_begin_again_without_resume(tmp_path):
     flags = ("--dataset", "digits", "--epochs", 1, "--method", "cross_entropy")
     flags += ("--output_dir", tmp_path)
@@ -248,6 +250,7 @@ def test_killed_at_its_first_checkpoint_it_can_begin_again_without_resume(tmp_pa
     assert names(tmp_path / "checkpoint") == {"epoch-0001", "best-0001.weights.h5"}
 
 
+@pytest.mark.slow
 def test_killed_at_its_end_cross_entropy_only_writes_what_is_missing(tmp_path):
     flags = (*SHORT[:4], "--method", "cross_entropy", "--resume", "--output_dir", tmp_path)
     assert in_a_process(flags, "before the result is in place") == -signal.SIGKILL

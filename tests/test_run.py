@@ -189,6 +189,7 @@ def test_soft_labels_of_every_training_sample(finished_run):
     np.testing.assert_allclose(soft_labels.sum(1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_soft_labels_are_the_last_epochs_and_the_model_the_best_ones(tmp_path, monkeypatch):
     accuracies = iter([0.9, 0.8, 0.1])  # on the meta set, as if warm-up had been better
     flags = (*SHORT, "--epochs", 3)
@@ -277,6 +278,7 @@ def test_a_run_trains_on_given_labels_and_chooses_by_the_meta_set(tmp_path, monk
     assert batch_size == 48
 
 
+@pytest.mark.slow
 def test_a_class_without_a_meta_sample_is_warned_of_once(tmp_path, capsys):
     flags = (*SHORT, "--meta_size", 12, "--batch_size", 12, "--unlabeled_size", 1100)
     with warnings.catch_warnings(record=True) as caught:
@@ -405,6 +407,7 @@ def test_a_finished_run_is_shown_again(finished_run, tmp_path, capsys, monkeypat
     assert stamps(directory) == before
 
 
+@pytest.mark.slow
 def test_the_demonstration_runs_both_methods_side_by_side(tmp_path, capsys, monkeypatch):
     recipe = dataclasses.replace(RECIPES["digits"], learning_rate_drops=(2,))
     monkeypatch.setitem(RECIPES, "digits", recipe)
@@ -477,6 +480,7 @@ def test_a_loss_that_turns_nan_later_keeps_the_last_good_checkpoint(tmp_path, ca
     assert all(np.isfinite(variable.numpy()).all() for variable in model.training_state())
 
 
+@pytest.mark.slow
 def test_weights_that_only_the_last_step_of_an_epoch_spoils_are_not_kept(tmp_path, capsys):
     """The loss of that step is still that of the good weights before it."""
     flags = ("--batch_size", 300, "--unlabeled_size", 897, "--learning_rate", "1e38")

@@ -27,6 +27,7 @@ def quick_classifier(calls=None):
     )
 
 
+@pytest.mark.slow
 def test_teacher_learns_the_clean_labels_is_reproducible_and_is_trained_once(tmp_path):
     source, calls = digits.load(), []
 

@@ -57,7 +57,10 @@ class Evaluates:
         read are NaN. They take no other arguments: how far it is is written to standard error.
         """
         if isinstance(x, ImageFiles):
-            return batches.rows_of(x, self.predict_on_batch, batch_size or 32, "images predicted")
+            function = self.predict_on_batch
+            if self._is_distributed():  # that would predict a batch once on each replica
+                function = tf.function(lambda x: self(x, training=False), reduce_retracing=True)
+            return batches.rows_of(x, function, batch_size or 32, "images predicted")
         with tensorflow_errors.in_one_line():
             return super().predict(x, batch_size, *args, **kwargs)
 
@@ -86,11 +89,12 @@ class Evaluates:
             `top_k`, how often the label is among so many most probable classes; floats.
 
         Raises:
-            ArgumentError: for arrays that do not fit the model.
+            ArgumentError: for arrays that do not fit the model. What it returns raises ValueError
+                where too many files cannot be read; see `unreadable.check`.
         """
         inputs.check_evaluated("x", (images, labels), self._expected(self.image_dtype))
-        whole = len(labels)
-        if isinstance(images, ImageFiles):
+        whole, files = len(labels), images if isinstance(images, ImageFiles) else None
+        if files is not None:
             parts = images.dataset(np.asarray(labels, np.int32), batch_size)
             parts = parts.map(lambda *batch: tuple(part[None] for part in batch))
         else:
@@ -104,6 +108,8 @@ class Evaluates:
                 for images, labels in progress(parts, whole, "images measured", _number):
                     sums.append(self._sum_up(images, labels, top_k))
                     count += np.sum(np.asarray(labels) >= 0)  # a file may be found unreadable
+                if files is not None:
+                    unreadable.check(files.paths[~files.is_readable()], len(files))
             return tuple(float(tf.add_n(totals) / count) for totals in zip(*sums))
 
         return measure

@@ -552,7 +552,8 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
                 epochs=epochs.stop, initial_epoch=epochs.start,
                 steps_per_epoch=program.calls, callbacks=callbacks, shuffle=False, **kwargs,
             )  # fmt: skip
-        if self.meta_optimizer is not None and self.phases()[program.number - 1].with_meta:
+        has_meta = self.meta_optimizer is not None and self.phases()[program.number - 1].with_meta
+        if has_meta and self.meta_optimizer.iterations.numpy():  # it may not have begun
             self.meta_optimizer.finalize_variable_values(self.meta_weights())
 
     def _check_ready(self):
