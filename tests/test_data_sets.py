@@ -334,6 +334,18 @@ def test_labels_are_read_from_each_kind_of_file(labels_of):
         assert found.dtype == np.int32
 
 
+def test_names_of_classes_that_are_other_numbers_are_not_taken_for_them(tmp_path):
+    source = LOADERS["digits"]()
+    source = dataclasses.replace(source, class_names=tuple(str(i + 1) for i in range(10)))
+    for labels, found in ((WANTED + 1, WANTED), (np.maximum(WANTED, 1), None), (WANTED, WANTED)):
+        write_csv(tmp_path / "l.csv", "label", zip(labels))
+        if found is None:  # 1 to 9
+            with pytest.raises(ArgumentError, match="are numbers of classes and names of classes"):
+                label_files.read(str(tmp_path / "l.csv"), source)
+        else:
+            np.testing.assert_array_equal(label_files.read(str(tmp_path / "l.csv"), source), found)
+
+
 def test_a_csv_file_may_have_the_names_of_classes_and_no_label(tmp_path):
     source = LOADERS["digits"]()
     source = dataclasses.replace(source, class_names=tuple(f"class {i}" for i in range(10)))

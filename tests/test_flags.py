@@ -241,6 +241,18 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ("--method meta_only", "--meta_size: needed by meta_only, whose epochs depend on it"),
+        ("--method co_teaching", "--method: co_teaching needs the share of wrong labels"),
+        ("--method metalabelnet_clean --fine_tune_epochs=-5", "--fine_tune_epochs: expected at le"),
+    ],
+)
+def test_what_a_method_needs_of_a_data_set_whose_labels_are_wrong(refused, flags, line):
+    assert refused("--dataset", "folders", *flags.split()).startswith(f"mln_keras.py: {line}")
+
+
 @pytest.mark.parametrize("flags", REFUSED)
 def test_a_bad_flag_gets_one_line_that_begins_with_it(refused, flags):
     name = re.findall(r"--\w+", flags)[-1]

@@ -118,12 +118,13 @@ def test_a_check_finds_what_every_list_has(pictures, monkeypatch):
         [7], [], [200, 299]
     ]  # fmt: skip
     monkeypatch.setattr(image_files, "SAMPLE", 100)
+    monkeypatch.setattr(image_files, "LEAST_SAMPLE", 40)
     decoded = []
     monkeypatch.setattr(
         ImageFiles, "find_damaged", lambda self: decoded.extend(self.paths) or [],
     )
     image_files.check_files(lists, seed=0)
-    assert len(decoded) == 100
+    assert len(decoded) == 3 * 40
     first = list(decoded)
     decoded.clear()
     image_files.check_files(lists, seed=0)
@@ -131,6 +132,13 @@ def test_a_check_finds_what_every_list_has(pictures, monkeypatch):
     decoded.clear()
     image_files.check_files(lists, seed=1)
     assert decoded != first
+
+
+def test_a_small_list_of_which_too_much_is_missing_is_found_beside_a_long_one(pictures):
+    whole = images_without(pictures, [])[0]
+    test = images_without(pictures, range(20))[0][:40]
+    with pytest.raises(ValueError, match="^20 of 40 image files cannot be read, more than 1%"):
+        image_files.check_files([whole] * 10 + [test], seed=0)
 
 
 def trained(images, labels, meta, learning_rate=0.05):
@@ -249,6 +257,7 @@ def test_the_command_line_decodes_all_files_where_that_is_asked_for(
     splits, check_files, monkeypatch
 ):
     monkeypatch.setattr(image_files, "SAMPLE", 1)
+    monkeypatch.setattr(image_files, "LEAST_SAMPLE", 1)
     run.check_splits({"seed": 0, "check_files": check_files}, RECIPES["webvision"], splits)
     assert list(results.unreadable_files(splits)) == ["train", "meta", "test"]
     assert len(results.unreadable_files(splits)["train"]) == check_files
