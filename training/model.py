@@ -417,10 +417,8 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         make = functools.partial(self._make_program, data, steps_per_epoch)
         self._look_ahead(data, [make(number, epochs_of) for number, epochs_of in planned])
 
-        watch = PhasedCallbacks(
-            callbacks, self.phase_metrics(), self,
-            {"verbose": 1 if verbose == "auto" else verbose, "epochs": epochs, "steps": None},
-        )  # fmt: skip
+        shown = {"verbose": 1 if verbose == "auto" else verbose, "epochs": epochs, "steps": None}
+        watch = PhasedCallbacks(callbacks, self.phase_metrics(), self, shown)
         fit_phase = functools.partial(
             self._fit_phase, callbacks=watch, verbose=verbose,
             validation_data=validation_data, validation_batch_size=validation_batch_size,
