@@ -400,7 +400,7 @@ def test_wrong_labels_out_of_fold(tmp_path, monkeypatch):
     directory = Path("runs/wrong_labels", folds["run"])
     with np.load(directory / wrong_labels.PROBABILITIES) as kept:
         np.testing.assert_allclose(kept["out of fold"].sum(1, dtype="float64"), 1, atol=5e-3)
-    assert len(list(directory.glob("fold*"))) == wrong_labels.FOLDS
+    assert len(list(directory.parent.glob("*.fold*"))) == wrong_labels.FOLDS
 
 
 def test_a_fold_is_left_out_of_training_alone():

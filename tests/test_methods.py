@@ -21,7 +21,7 @@ ARGUMENTS = {
     "forward": {"warmup_epochs": 2},
     "gold_loss_correction": {"warmup_epochs": 2},
     "joint_optimization": {"label_epoch": 1, "first_epochs": 2, "averaged_epochs": 2},
-    "metalabelnet_clean": {"warmup_epochs": 2, "corrected_from": 1, "fine_tune_from": 3},
+    "metalabelnet_clean": {"warmup_epochs": 2, "corrected_from": 1},
     "mlnt": {"mentor_epochs": 1, "delay_epochs": 1, "label_sets": 2, "ramp_up_steps": 3},
     "mslg": {"warmup_epochs": 2, "label_learning_rate": 100.0},
     "pencil": {"stage_2_epoch": 1, "stage_3_epoch": 2},
