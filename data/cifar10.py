@@ -1,9 +1,6 @@
 """CIFAR-10 (Section IV-A) and its human labels (CIFAR-10N), read through TensorFlow Datasets."""
 
-import functools
-
 from mln_keras.data import tfds
-from mln_keras.data.source import Source
 
 CLASS_NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -31,18 +28,4 @@ def load(data_dir=None):
     Raises:
         ValueError: as `tfds.load`.
     """
-    (train_images, train_labels), (test_images, test_labels) = tfds.load("cifar10", data_dir)
-    return Source(
-        name="cifar10",
-        train_images=train_images,
-        train_labels=train_labels,
-        held_out_images=test_images,
-        held_out_labels=test_labels,
-        test_size=len(test_labels) // 2,
-        class_names=CLASS_NAMES,
-        flips={CLASS_NAMES.index(a): CLASS_NAMES.index(b) for a, b in FLIPS.items()},
-        human_labels={
-            ratio: functools.partial(tfds.human_labels, "cifar10_n", feature)
-            for ratio, feature in HUMAN_LABELS.items()
-        },
-    )
+    return tfds.source("cifar10", data_dir, CLASS_NAMES, FLIPS, HUMAN_LABELS)

@@ -1,9 +1,6 @@
 """CIFAR-100 and its human labels (CIFAR-100N), read through TensorFlow Datasets."""
 
-import functools
-
 from mln_keras.data import tfds
-from mln_keras.data.source import Source
 
 SUPERCLASSES = (
     ("beaver", "dolphin", "otter", "seal", "whale"),
@@ -48,22 +45,9 @@ def load(data_dir=None):
     Raises:
         ValueError: as `tfds.load`.
     """
-    (train_images, train_labels), (test_images, test_labels) = tfds.load("cifar100", data_dir)
-    return Source(
-        name="cifar100",
-        train_images=train_images,
-        train_labels=train_labels,
-        held_out_images=test_images,
-        held_out_labels=test_labels,
-        test_size=len(test_labels) // 2,
-        class_names=CLASS_NAMES,
-        flips={
-            CLASS_NAMES.index(name): CLASS_NAMES.index(following)
-            for names in SUPERCLASSES
-            for name, following in zip(names, names[1:] + names[:1], strict=True)
-        },
-        human_labels={
-            ratio: functools.partial(tfds.human_labels, "cifar100_n", feature)
-            for ratio, feature in HUMAN_LABELS.items()
-        },
-    )
+    flips = {
+        name: following
+        for names in SUPERCLASSES
+        for name, following in zip(names, names[1:] + names[:1], strict=True)
+    }
+    return tfds.source("cifar100", data_dir, CLASS_NAMES, flips, HUMAN_LABELS)

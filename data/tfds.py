@@ -1,6 +1,7 @@
 """Data sets of images that fit into memory, read through TensorFlow Datasets (TFDS)."""
 
 import contextlib
+import functools
 import io
 import os
 import tempfile
@@ -9,7 +10,37 @@ from pathlib import Path
 import numpy as np
 
 from mln_keras.data.checks import ArgumentError
+from mln_keras.data.source import Source
 from mln_keras.data.tensorflow_errors import short
+
+
+def source(name, data_dir, class_names, flips, human_labels):
+    """A data set of TFDS as a `Source`; its test images are held out, and half of them are test.
+
+    Args:
+        name, data_dir: as `load`.
+        class_names: one a class, in label order.
+        flips: dict from the name of a class to that which it turns into by class-dependent noise.
+        human_labels: dict from a noise ratio to the feature of TFDS' `{name}_n` with such labels.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    (train_images, train_labels), (test_images, test_labels) = load(name, data_dir)
+    return Source(
+        name=name,
+        train_images=train_images,
+        train_labels=train_labels,
+        held_out_images=test_images,
+        held_out_labels=test_labels,
+        test_size=len(test_labels) // 2,
+        class_names=class_names,
+        flips={class_names.index(a): class_names.index(b) for a, b in flips.items()},
+        human_labels={
+            ratio: functools.partial(load_human_labels, f"{name}_n", feature)
+            for ratio, feature in human_labels.items()
+        },
+    )
 
 
 def load(name, data_dir):
@@ -39,7 +70,7 @@ def load(name, data_dir):
     return tuple((found["image"], found["label"].astype(np.int32)) for found in splits)
 
 
-def human_labels(name, feature, data_dir):
+def load_human_labels(name, feature, data_dir):
     """Labels of the training images that people gave, int32 (N,), in the row order of `load`.
 
     Args:

@@ -59,20 +59,17 @@ class GoldLossCorrection(LossCorrection):
         return self.run_step(self._step if warms_up else self._corrected_step, batch)
 
     def learn_transition(self):
-        transition, share = measure_transition(self)
-        self.transition.assign(transition)
-        self.clean_share.assign(share)
+        learn_transition(self)
 
     def _corrected_step(self, noisy_batch, meta_batch):
         corrected_step(self, noisy_batch, meta_batch)
 
 
-def measure_transition(model):
-    """How labels go wrong, by the predictions for the clean data of the `fit` that runs.
+def learn_transition(model):
+    """Assigns `transition` and `clean_share` of a model by the clean data of the `fit` that runs.
 
-    Returns:
-        (float array (C, C), row i the mean prediction for the clean samples of class i, the
-        identity's where there is none; share of the clean samples among all).
+    Row i of the transition is the mean prediction for the clean samples of class i, the identity's
+    where there is none.
     """
     sums = np.zeros((model.num_classes, model.num_classes))
     counts = np.zeros((model.num_classes, 1))
@@ -80,7 +77,8 @@ def measure_transition(model):
         np.add.at(sums, labels, predictions)
         np.add.at(counts, labels, 1)
     means = np.where(counts > 0, sums / np.maximum(counts, 1), np.eye(model.num_classes))
-    return means, counts.sum() / (counts.sum() + model.data_in_fit.num_labeled())
+    model.transition.assign(means)
+    model.clean_share.assign(counts.sum() / (counts.sum() + model.data_in_fit.num_labeled()))
 
 
 def corrected_step(model, noisy_batch, meta_batch):

@@ -8,7 +8,7 @@ from mln_keras import MetaLabelNet
 from mln_keras.data import checks
 from mln_keras.layers import cross_entropy
 from mln_keras.methods.fine_tune import tuning_rate
-from mln_keras.methods.gold_loss_correction import corrected_step, measure_transition
+from mln_keras.methods.gold_loss_correction import corrected_step, learn_transition
 from mln_keras.training.model import gradient
 from mln_keras.training.phases import Phase
 
@@ -107,9 +107,7 @@ class MetaLabelNetClean(MetaLabelNet):
         return tuple(phases)
 
     def _begin_corrected(self):
-        transition, share = measure_transition(self)
-        self.transition.assign(transition)
-        self.clean_share.assign(share)
+        learn_transition(self)
         self.restart(self.start_weights)
 
     @classmethod
