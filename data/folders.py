@@ -33,7 +33,7 @@ def load(data_dir, size, resize):
         )
         if (root / "unlabeled").exists():
             paths = image_files.images_in(root / "unlabeled")
-            images = image_files.ImageFiles([*images.paths, *paths], size, resize)
+            images = images.joined(image_files.ImageFiles(paths, size, resize))
             labels = np.concatenate([labels, np.full(len(paths), -1, np.int32)])
     except (ValueError, OSError) as error:
         raise ArgumentError("data_dir", str(error)) from None
