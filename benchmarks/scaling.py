@@ -16,18 +16,15 @@ import pathlib
 import statistics
 import subprocess
 import sys
-from unittest import mock
 
 import keras
 import numpy as np
 import tensorflow as tf
 from step_time import Clock
 
-import mln_keras
 from mln_keras import MetaLabelNet, layers
 from mln_keras.command.versions import versions
 from mln_keras.command.xla import configure_xla
-from mln_keras.training.model import NoisyLabelModel
 
 # Images a GPU in a batch, and steps an epoch: what 8 GPUs take in these is below a GiB.
 SIZES = {"cnn8": ((128, 512), 80)}
@@ -54,13 +51,12 @@ def parse(argv):
 
 
 def rows_of(arguments):
-    """What is measured: (network, images a GPU, steps, GPUs, form), row by row."""
+    """What is measured: (network, images a GPU, steps, GPUs), row by row."""
     for network in arguments.networks:
         sizes, steps = SIZES.get(network, OTHER)
         for size in arguments.batch_sizes or sizes:
             for gpus in arguments.gpus:
-                for form in ("step", "parts") if gpus == 1 else ("parts",):
-                    yield network, size, arguments.steps or steps, gpus, form
+                yield network, size, arguments.steps or steps, gpus
 
 
 def devices_of(gpus, virtual):
@@ -77,32 +73,14 @@ def devices_of(gpus, virtual):
     return [f"{kind}:{i}" for i in range(gpus)]
 
 
-def cut(tensors):
-    """The same tensors, of which XLA makes no use in the program in which they were computed."""
-    with tf.xla.experimental.jit_scope(compile_ops=False):
-        return [tf.raw_ops.Snapshot(input=tensor) for tensor in tensors]
-
-
-def cut_where_replicas_exchange():
-    apply = NoisyLabelModel.apply_gradients
-
-    def apply_cut(model, optimizer, gradients, weights):
-        apply(model, optimizer, cut(gradients), weights)
-
-    mock.patch.object(NoisyLabelModel, "apply_gradients", apply_cut).start()
-    mock.patch.object(mln_keras, "mean_over_replicas", cut).start()
-
-
-def measure(arguments, network, size, steps, gpus, form):
+def measure(arguments, network, size, steps, gpus):
     """Images a second of both phases, a dict."""
     if arguments.jit_compile:
         configure_xla()
     devices = devices_of(gpus, arguments.virtual)
     strategy = tf.distribute.get_strategy()
-    if form == "parts":
+    if gpus > 1:
         strategy = tf.distribute.MirroredStrategy(devices)
-        if gpus == 1 and arguments.jit_compile:
-            cut_where_replicas_exchange()
     keras.config.set_dtype_policy("mixed_bfloat16" if arguments.mixed_precision else "float32")
     keras.utils.set_random_seed(0)
     epochs, batch_size = 1 + arguments.epochs, size * gpus
@@ -131,9 +109,9 @@ def measure(arguments, network, size, steps, gpus, form):
 
 
 def line_of(row, ones):
-    """A row of the table; `ones` has the rows of one GPU and its compiled step.
+    """A row of the table; `ones` has the rows of one GPU.
 
-    Adds to the row `over_one`, times that step's images a second; None where it is not measured.
+    Adds to the row `over_one`, times one GPU's images a second; None where that is not measured.
     """
     one = ones.get((row["network"], row["size"]))
     speeds, cells = row["images_a_second"], ""
@@ -141,7 +119,7 @@ def line_of(row, ones):
     for phase in PHASES:
         over = f"{row['over_one'][phase]:.2f}" if one else ""
         cells += f"{speeds[phase]:>26,.0f}{over:>7}"
-    return f"{row['network']:<12}{row['size']:>6}{row['gpus']:>6}  {row['form']:<6}{cells}"
+    return f"{row['network']:<12}{row['size']:>6}{row['gpus']:>6}{cells}"
 
 
 def run_row(argv, row):
@@ -155,16 +133,15 @@ def main(argv):
     """Returns the exit status: 1 where a row failed."""
     arguments = parse(argv)
     if arguments.row:
-        network, size, steps, gpus, form = row = json.loads(arguments.row)
-        names = ("network", "size", "steps", "gpus", "form")
-        setting = dict(zip(names, row)) | {
+        row = json.loads(arguments.row)
+        setting = dict(zip(("network", "size", "steps", "gpus"), row, strict=True)) | {
             "mixed_precision": arguments.mixed_precision, "jit_compile": arguments.jit_compile,
             "virtual": arguments.virtual, "versions": versions(),
         }  # fmt: skip
         print(json.dumps(setting | measure(arguments, *row)), flush=True)
         return 0
     columns = "".join(f"{phase + ', images/s':>26}{'x':>7}" for phase in PHASES)
-    print(f"{'network':<12}{'a GPU':>6}{'GPUs':>6}  {'form':<6}{columns}", flush=True)
+    print(f"{'network':<12}{'a GPU':>6}{'GPUs':>6}{columns}", flush=True)
     ones, status = {}, 0
     for wanted in rows_of(arguments):
         row = run_row(argv, wanted)
@@ -172,7 +149,7 @@ def main(argv):
             print(f"scaling.py: failed: {wanted}", file=sys.stderr)
             status = 1
             continue
-        if row["form"] == "step":
+        if row["gpus"] == 1:
             ones[row["network"], row["size"]] = row
         print(line_of(row, ones), flush=True)
         if arguments.results:

@@ -18,6 +18,12 @@ NO_FILE_SYSTEM = re.compile(
     r"File system scheme '(.*?)' not implemented \(file: '(.*?)'\)(?= \[Op|\s+\[\[)", re.DOTALL
 )
 
+# Where in the program an error of a graph comes from; its reason is in the lines after that.
+WHERE = re.compile(
+    r"Graph execution error:\s|Detected at node.*\n|^ *File \".*\n|\d+ root error\(s\) found\.\n"
+    r"|^ *\(\d\) [A-Z_]+:|^\s*\[\[.*\]\]\n?", re.MULTILINE,
+)  # fmt: skip
+
 
 def assert_that(condition, name, text):
     """An operation for a tf.data pipeline that fails, in words that `in_one_line` knows.
@@ -87,5 +93,5 @@ def short(error, width=160):
     """One short line for any exception, without TensorFlow's operation names and Keras' bold."""
     unwanted = r"\{\{.*?\}\}|\[Op:.*|\x1b\[\d+m"
     text = re.sub(unwanted, "", f"{type(error).__name__}: {error}", flags=re.DOTALL)
-    text = " ".join(text.split())
+    text = " ".join(WHERE.sub("", text).split())
     return text if len(text) <= width else text[: width - 4].rsplit(" ", 1)[0] + " ..."

@@ -1,6 +1,6 @@
-"""All uses of names that Keras does not document, each with the reason.
+"""All uses of names that Keras and TensorFlow do not document, each with the reason.
 
-A new version of Keras is tried against this file first.
+A new version of either is tried against this file first.
 """
 
 import contextlib
@@ -39,6 +39,34 @@ def add_asset(archive, name, path):
     `_tf_trackable`: `track` takes layers and lookup tables, and of these it looks for files.
     """
     setattr(archive._tf_trackable, name, tf.saved_model.Asset(os.fspath(path)))
+
+
+def change_by_replica(model):
+    """Has each replica change its own copy of the model's variables, without asking the others.
+
+    `_aggregation`: of some variables Keras has the first replica's value written everywhere, for
+    which no program of a single replica can be compiled. The copies stay equal, as all replicas
+    compute the same from what they exchange. Metrics are summed up when they are read.
+    """
+    optimizers = [o for o in (model.optimizer, model.meta_optimizer) if o is not None]
+    for variable in [*model.variables, *(v for o in optimizers for v in o.variables)]:
+        if variable.value.synchronization != tf.VariableSynchronization.ON_READ:
+            variable.value._aggregation = tf.VariableAggregation.NONE
+
+
+@contextlib.contextmanager
+def exchanges_in_replicas(strategy, is_so=True):
+    """Has each replica take part in an exchange from where it is, while the context is.
+
+    `_use_merge_call`: tf.distribute does so of itself where XLA compiles for GPUs; elsewhere all
+    replicas stop and one goes on for all, which a loop or a `tf.function` in a replica forbids.
+    """
+    if is_so:
+        strategy.extended._use_merge_call = lambda: False
+    try:
+        yield
+    finally:
+        vars(strategy.extended).pop("_use_merge_call", None)
 
 
 @contextlib.contextmanager

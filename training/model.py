@@ -256,8 +256,8 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             metrics: Keras metrics of (given labels, class probabilities); they take sample
                 weights, and those of unlabeled samples are 0.
             jit_compile, run_eagerly: as `keras.Model.compile`. Under a strategy of `tf.distribute`
-                XLA compiles the parts of a step between which the replicas exchange gradients; with
-                "auto" on GPUs.
+                XLA compiles the program of each GPU, with its exchanges between GPUs; between CPUs
+                XLA has none, and the program runs without it.
             steps_per_execution: at most how many steps run in one call; where the number of an
                 epoch's batches is known, the largest divisor of it up to that. With `jit_compile`,
                 and where batches have one shape, they are one XLA program: the fastest way on a
@@ -286,9 +286,9 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             steps_per_execution=1 if is_distributed else steps_per_execution,
             auto_scale_loss=False,
         )
-        self._compiles_parts = is_distributed and not run_eagerly and (
-            replicas.are_on_gpus(self.distribute_strategy)
-            if jit_compile == "auto" else bool(jit_compile)
+        self._compiles_replicas = bool(
+            is_distributed and jit_compile and not run_eagerly
+            and replicas.are_on_gpus(self.distribute_strategy)
         )  # fmt: skip
         self._steps_a_call = steps_per_execution
         self._functions = programs.TrainFunctions()
@@ -300,7 +300,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         if meta_optimizer is not None:
             self.meta_optimizer.build(self.meta_weights())
         self._sum_up = tf.function(
-            self._losses_and_hits, jit_compile=self.jit_compile or self._compiles_parts
+            self._losses_and_hits, jit_compile=self.jit_compile or self._compiles_replicas
         )
 
     def _optimizers(self, optimizer, meta_optimizer):
@@ -399,7 +399,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             inputs.paired(x, y), meta_data, unlabeled_data, self._expected(),
             inputs.Batching(
                 batch_size, self.seed, self.shuffle_meta,
-                self.jit_compile or self._compiles_parts, self.keeps_samples,
+                self.jit_compile or self._compiles_replicas, self.keeps_samples,
             ),
         )  # fmt: skip
         self._warn_of_lost_epochs(initial_epoch)
@@ -415,7 +415,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         self._warn_of_scale(data)
         self._take_in(data)
         make = functools.partial(self._make_program, data, steps_per_epoch)
-        self._look_ahead(data, [make(number, epochs_of) for number, epochs_of in planned])
+        self._look_ahead(data, planned, make)
 
         shown = {"verbose": 1 if verbose == "auto" else verbose, "epochs": epochs, "steps": None}
         watch = PhasedCallbacks(callbacks, self.phase_metrics(), self, shown)
@@ -509,13 +509,20 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         strategy = self.distribute_strategy if self._is_distributed() else None
         place = functools.partial(replicas.on_each, strategy) if strategy else (lambda x: x)
         return programs.make_program(
-            number, dataset, data.held(phase, place), steps, self._steps_a_call, self.jit_compile,
+            number, dataset, data.held(phase, place), steps, self._steps_a_call,
+            self.jit_compile or self._compiles_replicas,
             strategy and strategy.num_replicas_in_sync,
         )  # fmt: skip
 
-    def _look_ahead(self, data, planned):
-        """Refuses what would only fail in a later phase; `planned` is a list of `Program`."""
-        needs_meta = [self.phases()[program.number - 1].needs_meta for program in planned]
+    def _look_ahead(self, data, planned, make):
+        """Refuses what would only fail in a later phase.
+
+        Args:
+            data: `data.inputs.TrainingData`.
+            planned: list of phases and their epochs, as `phases.plan` returns it.
+            make: function from a phase and its epochs to its `Program`.
+        """
+        needs_meta = [self.phases()[number - 1].needs_meta for number, _ in planned]
         if any(needs_meta):
             with tensorflow_errors.in_one_line():
                 data.look_at_meta()
@@ -525,20 +532,20 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
                 self.classifier, self.num_classes, lambda x: self.logits(x, training=True), images
             )
         if not self.run_eagerly:
-            self._try_programs(planned)
+            self._try_programs(planned, make)
 
-    def _try_programs(self, planned):
-        tried = planned if self._compiles_parts else planned[1:]
+    def _try_programs(self, planned, make):
+        tried = planned if self._compiles_replicas else planned[1:]
         try:
-            for program in tried:
-                programs.try_program(self, self._functions, program, self.training_state())
+            for phase in tried:
+                programs.try_program(self, self._functions, make(*phase), self.training_state())
         except ArgumentError as error:
-            if not self._compiles_parts:
+            if not self._compiles_replicas:
                 raise
-            text = f"XLA does not compile the parts of a step, which are then slower ({error})"
+            text = f"XLA does not compile the program of a replica, which is then slower ({error})"
             warnings.warn(text, UserWarning, stacklevel=4)
-            self._compiles_parts, self._functions = False, programs.TrainFunctions()
-            self._try_programs(planned)
+            self._compiles_replicas, self._functions = False, programs.TrainFunctions()
+            self._try_programs(planned, make)
 
     def _fit_phase(self, program, epochs, callbacks, **kwargs):
         """Keras' `fit` over the epochs of one phase."""
@@ -611,15 +618,15 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         """Batches as they are, or for the replicas; arguments as `replicas.shares`."""
         if not self._is_distributed():
             return dataset
-        return replicas.shares(dataset, self.distribute_strategy, is_endless)
+        return replicas.shares(dataset, self.distribute_strategy, is_endless, self.is_stacked)
 
     def make_train_function(self, force=False):
         if not self._is_distributed():
             super().make_train_function(force)
         elif force or self.train_function is None:
             self.train_function = replicas.make_function(
-                self, self.train_step, self._results, self.loop_length, self._compiles_parts,
-                self.replica_states(),
+                self, self.train_step, self._results, 1 if self.is_stacked else self.loop_length,
+                self._compiles_replicas, self.replica_states(),
             )  # fmt: skip
 
     def make_test_function(self, force=False):

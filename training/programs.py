@@ -40,8 +40,8 @@ def make_program(number, dataset, held, steps, most_steps, as_loop, replicas):
         dataset: tf.data.Dataset of single batches.
         steps: batches an epoch; None where it is unknown.
         most_steps: at most how many steps run in one call; fewer where their batches are large.
-        as_loop: whether XLA compiles the step for one device. Keras' own loop over steps is no XLA
-            program, as that could not read from tf.data: a program gets its batches stacked.
+        as_loop: whether XLA compiles the step. Keras' own loop over steps is no XLA program, as that
+            could not read from tf.data: a program gets its batches stacked.
         replicas: their number under a strategy of tf.distribute, where Keras' own loop fails; None
             without one.
 
@@ -51,12 +51,12 @@ def make_program(number, dataset, held, steps, most_steps, as_loop, replicas):
     loop_length, a_call = 1, most_steps
     if steps:
         a_call = batches.largest_divisor(steps, batches.steps_in_memory(dataset, most_steps))
-        if replicas or as_loop and batches.have_one_shape(dataset):
+        if (as_loop or replicas) and batches.have_one_shape(dataset):
             loop_length, a_call = a_call, 1
-    is_stacked = loop_length > 1 and not replicas
     if replicas:
         check_divisible(dataset, replicas)
         a_call = 1
+    is_stacked = loop_length > 1 and as_loop
     if is_stacked:
         dataset = dataset.batch(loop_length, drop_remainder=True).prefetch(1)
     steps = steps and steps // loop_length

@@ -1,9 +1,8 @@
 """Several GPUs, on one machine or on several, by `tf.distribute`.
 
-The step of a method is the same code on one GPU and on many. Each replica, one a GPU, runs it on
-its share of the batch; between its parts stand `mean_over_replicas` and the sum that an optimizer
-takes of the replicas' gradients. XLA cannot compile these, so a step is no single program: XLA
-compiles what lies between them, where its own clustering finds it.
+Each replica, one a GPU, runs the program that one GPU would run, on its share of the batch, and in
+it exchanges means and sums with the others: `mean_over_replicas`, and the sum that an optimizer
+takes of the replicas' gradients. XLA compiles the exchange as part of the program, on GPUs.
 """
 
 import contextlib
@@ -12,6 +11,7 @@ import tensorflow as tf
 
 from mln_keras.data import tensorflow_errors
 from mln_keras.data.checks import ArgumentError
+from mln_keras.training import keras_private
 
 SEED_DISTANCE = 1_000_003  # between the random numbers of two replicas
 
@@ -32,12 +32,17 @@ def mean_over_replicas(tensors):
 
 
 def gather_over_replicas(tensor):
-    """(N/R, ...) on each of R replicas: the batch's (N, ...), and where this replica's begin."""
+    """(N/R, ...) on each of R replicas: the batch's (N, ...), and where this replica's begin.
+
+    XLA knows a sum over the replicas, and no other exchange.
+    """
     if count() == 1:
         return tensor, 0
     context = tf.distribute.get_replica_context()
-    start = context.replica_id_in_sync_group * tf.shape(tensor)[0]
-    return context.all_gather(tensor, axis=0), start
+    size = tf.shape(tensor)[0]
+    start = context.replica_id_in_sync_group * size
+    around = [(start, (count() - 1) * size - start)] + [(0, 0)] * (tensor.shape.rank - 1)
+    return context.all_reduce("SUM", tf.pad(tensor, around)), start
 
 
 def check_divisible(dataset, replicas):
@@ -48,36 +53,34 @@ def check_divisible(dataset, replicas):
             raise ArgumentError("batch_size", _wanted(replicas) + f", received {size}")
 
 
-def shares(dataset, strategy, is_endless):
+def shares(dataset, strategy, is_endless, is_stacked=False):
     """Batches as a `tf.distribute` data set, of which each replica gets its share, in order.
 
     Every worker makes the same batches and takes its part of each: nothing is left to sharding.
 
     Args:
-        dataset: tf.data.Dataset of batches over all replicas.
+        dataset: tf.data.Dataset of batches over all replicas, or of stacks of them.
         strategy: tf.distribute.Strategy.
         is_endless: whether no more batches are asked for than there are. To look for the end takes
             an exchange between the workers in each step.
+        is_stacked: whether a leading axis counts batches.
     """
-    replicas = strategy.num_replicas_in_sync
+    replicas, axis = strategy.num_replicas_in_sync, int(is_stacked)
 
-    def part_of(batch, first, number):
+    def parts_of(batch, first, number):
         def cut(tensor):
-            divides = tf.equal(tf.shape(tensor)[0] % replicas, 0)
+            divides = tf.equal(tf.shape(tensor)[axis] % replicas, 0)
             check = tensorflow_errors.assert_that(divides, "batch_size", _wanted(replicas))
             with tf.control_dependencies([check]):
-                size = tf.shape(tensor)[0] // replicas
-            static = tensor.shape[0] and tensor.shape[0] // replicas
-            part = tensor[first * size : (first + number) * size]
-            part = tf.reshape(part, (number, size, *tensor.shape[1:]))
-            return tf.ensure_shape(part, (number, static, *tensor.shape[1:]))
+                parts = tf.split(tensor, replicas, axis)
+            return tf.stack(parts[first : first + number])
 
         return tf.nest.map_structure(cut, batch)
 
     def of_worker(context):
         number = replicas // context.num_input_pipelines
         first = context.input_pipeline_id * number
-        own = dataset.map(lambda *batch: part_of(batch, first, number)).unbatch()
+        own = dataset.map(lambda *batch: parts_of(batch, first, number)).unbatch()
         return (own.repeat() if is_endless else own).prefetch(2 * number)
 
     return strategy.distribute_datasets_from_function(of_worker)
@@ -97,28 +100,27 @@ def make_function(model, step, results, length=1, compiles=False, states=()):
 
     Args:
         model: `NoisyLabelModel` under a strategy.
-        step: function of a batch, called on each replica.
+        step: function of a batch, or of a stack of them, called on each replica.
         results: function without arguments that returns the metrics of all replicas.
-        length: the number of steps.
-        compiles: whether XLA compiles the parts of a step.
+        length: how often `step` is called.
+        compiles: whether XLA compiles it.
         states: variables that each replica changes by itself; at the end they become their means.
     """
     strategy, held = model.distribute_strategy, model.held
-    if compiles:
-        # They fuse operations into ones that XLA has not, before it sees them.
-        unwanted = ("remapping", "layout_optimizer")
-        tf.config.optimizer.set_experimental_options(dict.fromkeys(unwanted, False))
+    keras_private.change_by_replica(model)
 
-    def on_replica(batch, own_held):
+    def program(batch, own_held):
         model.held = own_held
         with _own_random_numbers(model):
             step(batch)
         model.held = held
 
-    def run_step(iterator):
-        scope = tf.xla.experimental.jit_scope() if compiles else contextlib.nullcontext()
-        with scope:
-            strategy.run(on_replica, args=(iterator.get_next(), held))
+    def on_replica(*batch_and_held):
+        own = tf.function(program, autograph=False, jit_compile=True) if compiles else program
+        own(*batch_and_held)
+
+    def run(iterator):
+        strategy.run(on_replica, args=(iterator.get_next(), held))
 
     def average():
         # What is read of a variable is on its device without saying so; the copy does say it.
@@ -127,16 +129,17 @@ def make_function(model, step, results, length=1, compiles=False, states=()):
             state.assign(mean)
 
     def call(iterator):
-        def run_step_number(i):
-            run_step(iterator)
+        def run_number(i):
+            run(iterator)
             return (i + 1,)
 
-        if length == 1:
-            run_step(iterator)
-        else:
-            tf.while_loop(lambda i: i < length, run_step_number, [0])
-        if states:
-            strategy.run(average)
+        with keras_private.exchanges_in_replicas(strategy, not model.run_eagerly):
+            if length == 1:
+                run(iterator)
+            else:  # not in the replicas, whose loops would not find each other
+                tf.while_loop(lambda i: i < length, run_number, [0])
+            if states:
+                strategy.run(average)
         return results()
 
     return call if model.run_eagerly else tf.function(call, autograph=False, reduce_retracing=True)

@@ -5,6 +5,7 @@ import tensorflow as tf
 from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
 from mln_keras.training.model import NoisyLabelModel
+from mln_keras.training.replicas import gather_over_replicas
 
 
 class KeepsSamples(NoisyLabelModel):
@@ -75,7 +76,6 @@ def rows_of(variable, rows):
 
 def write_rows(variable, rows, values):
     """Writes values (B, ...) to the rows of these numbers, int32 (B,), those of all replicas."""
-    context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync > 1:
-        rows, values = context.all_gather([rows, values], axis=0)
+    rows, _ = gather_over_replicas(tf.cast(rows, tf.int64))  # a GPU exchanges no int32
+    values, _ = gather_over_replicas(values)
     variable.value.scatter_update(tf.IndexedSlices(values, rows))
