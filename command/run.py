@@ -175,7 +175,9 @@ def _check_batch_size(settings, splits):
 
 
 def check_splits(settings, recipe, splits):
-    """Refuses image files of which too many cannot be read, and weights that cannot be had."""
+    """Refuses image files of which too many cannot be read, and what cannot be had for a method."""
+    if settings["as_run"]:
+        plan_of(settings, recipe, splits)
     parts = (splits.train_images, splits.meta_images, splits.test_images)
     files = [images for images in parts if isinstance(images, ImageFiles)]
     image_files.check_files(files, settings["seed"], settings["check_files"])
@@ -313,30 +315,33 @@ def _write_files(settings, recipe, splits, model, recorder, strategy):
     )
 
 
-def plan_of(settings, recipe):
-    """The method's arguments, its number of epochs and its learning rate by epoch."""
+def plan_of(settings, recipe, splits=None):
+    """The method's arguments, its number of epochs and its learning rate by epoch.
+
+    The arguments are all there where the `Splits` are given, which some are found by.
+    """
     method = METHODS[settings["method"]]
     given = {
         name: settings[name]
         for name in ("as_run", "clean_weight", "fine_tune_epochs")
         if settings[name] is not None and name in method.flags
-    }
+    } | {"splits": splits}
     of_plan = given.keys() & inspect.signature(method.from_recipe).parameters.keys()
     options, epochs, learning_rate_at = method.from_recipe(
         recipe, **{name: given[name] for name in of_plan}
     )
-    options |= {name: given[name] for name in given.keys() - of_plan}
+    options |= {name: given[name] for name in given.keys() - of_plan - {"splits"}}
     return options, epochs, learning_rate_at
 
 
-def build_model(settings, recipe, num_classes, image_shape, class_names=None):
+def build_model(settings, recipe, num_classes, image_shape, class_names=None, splits=None):
     """The recipe's model for so many classes and images (H, W, channels), compiled.
 
     Sets Keras' global seed and dtype policy, which stay so.
     """
     keras.utils.set_random_seed(settings["seed"])
     keras.config.set_dtype_policy("mixed_bfloat16" if settings["mixed_precision"] else "float32")
-    options, _, _ = plan_of(settings, recipe)
+    options, _, _ = plan_of(settings, recipe, splits)
     model = METHODS[settings["method"]](
         recipe.classifier(num_classes, image_shape),
         augmentation=recipe.build_augmentation(vertical_flip=recipe.vertical_flip),
@@ -360,7 +365,7 @@ def build_model(settings, recipe, num_classes, image_shape, class_names=None):
 def model_of(settings, recipe, splits, weights=None):
     """`build_model` for these splits, with weights of a checkpoint (a path) or new ones (None)."""
     names, image_shape = splits.class_names, splits.train_images.shape[1:]
-    model = build_model(settings, recipe, len(names), image_shape, names)
+    model = build_model(settings, recipe, len(names), image_shape, names, splits)
     if model.keeps_samples:
         model.see_samples(splits.given_labels)  # makes what the weights are loaded into
     if weights is not None:

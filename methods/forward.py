@@ -30,7 +30,7 @@ class Forward(LossCorrection):
             published 97 for CIFAR-10; 100 is the highest, for many classes.
         as_run: the loss as the authors of MetaLabelNet ran it for Table I, with T on the logits and
             two softmaxes (`layers.forward_cross_entropy_as_run`). Their T is
-            `count_transitions_as_run`.
+            `count_transitions_as_run`, as the command line has it.
 
     Raises:
         ArgumentError: for an argument outside its range, a first training beside a given T, and
@@ -40,8 +40,7 @@ class Forward(LossCorrection):
     Robust to Label Noise: a Loss Correction Approach", CVPR 2017.
     """
 
-    chosen_from = 2
-    flags = ("warmup_epochs",)
+    flags = ("warmup_epochs", "as_run")
 
     config_names = (*LossCorrection.config_names, "percentile", "as_run")
 
@@ -68,6 +67,7 @@ class Forward(LossCorrection):
             self.transition.assign(_checked(transition, self.num_classes, rows_sum=not as_run))
         self.percentile = percentile
         self.as_run = as_run
+        self.chosen_from = len(self.phases())
 
     def phases(self):
         if not self.warmup_epochs:
@@ -76,6 +76,28 @@ class Forward(LossCorrection):
             "second training", start=self.warmup_epochs, begin=self.begin_again, reads=("labeled",)
         )
         return (Phase("warm-up"), second)
+
+    @classmethod
+    def from_recipe(cls, recipe, as_run=False, splits=None):
+        """As `NoisyLabelModel.from_recipe`; as run, T is counted on the `data.source.Splits`.
+
+        Raises:
+            ArgumentError: where nobody knows their true labels.
+        """
+        if not as_run:
+            return super().from_recipe(recipe)
+        options = {"as_run": True}
+        if splits is not None:
+            if splits.clean_labels is None:
+                raise ArgumentError(
+                    "as_run",
+                    "of forward needs the true labels of the training data, which are not known",
+                )
+            labeled = splits.given_labels >= 0
+            options["transition"] = count_transitions_as_run(
+                splits.clean_labels[labeled], splits.given_labels[labeled], len(splits.class_names)
+            )
+        return options, recipe.epochs, recipe.learning_rate_at
 
     def learn_transition(self):
         predictions = np.concatenate([p for p, _ in self.predictions("labeled")])

@@ -44,6 +44,8 @@ from mln_keras.command import checkpoints, plots, results, run, versions
 from mln_keras.command.files import write_csv
 from mln_keras.command.recipes import RECIPES
 from mln_keras.command.xla import configure_xla
+from mln_keras.data.checks import ArgumentError
+from mln_keras.methods.forward import count_transitions_as_run
 from mln_keras.training.model import NoisyLabelModel
 
 RESULT_KEYS = [
@@ -250,6 +252,25 @@ def test_the_curves_are_those_of_the_history(tmp_path, monkeypatch):
 
 
 # ---- what it trains on, and how -----------------------------------------------------------------
+
+
+def test_forward_as_run_knows_the_true_labels():
+    """Its one training begins with the T that the authors counted."""
+    settings, recipe = settings_and_recipe(*RUN, "--method", "forward", "--as_run")
+    splits = run.load_splits(settings, recipe)
+    model = run.model_of(settings, recipe, splits)
+    labeled = splits.given_labels >= 0
+    assert 0 < labeled.sum() < len(labeled)
+    expected = count_transitions_as_run(
+        splits.clean_labels[labeled], splits.given_labels[labeled], 10
+    )
+    np.testing.assert_allclose(model.transition, expected, rtol=1e-6)
+    assert len(model.phases()) == model.chosen_from == 1
+    assert run.plan_of(settings, recipe)[1] == EPOCHS
+
+    unknown = dataclasses.replace(splits, clean_labels=None)
+    with pytest.raises(ArgumentError, match="^as_run: of forward needs the true labels"):
+        run.check_splits(settings, recipe, unknown)
 
 
 @pytest.mark.parametrize("method", ["metalabelnet", "cross_entropy"])
