@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from runs import FILES, names, read_history, read_result
+from runs import FILES, main, names, read_history, read_result
 
 from mln_keras.command import devices
 from mln_keras.training import replicas
@@ -312,6 +313,12 @@ def test_workers_one_of_which_is_killed_go_on_as_if_it_had_not_been(tmp_path):
     own = [line for line in stderr.splitlines() if line.startswith("mln_keras.py: ")]
     assert len(own) == 1 and "--resume" in own[0]
     assert len(read_history(broken)) == 2 and not (broken / "result.json").exists()
+
+    alone = shutil.copytree(broken, tmp_path / "alone")  # one process goes on with both shares
+    assert main(*FLAGS, "--resume", "--output_dir", alone) == 0
+    result, rows = read_result(alone), read_history(alone)
+    assert result["replicas"] == 1 and rows[:2] == read_history(unbroken)[:2]
+    assert float(rows[2]["loss"]) == pytest.approx(float(read_history(unbroken)[2]["loss"]), 0.02)
 
     (status, stdout, stderr), (other, nothing, _) = train_by_workers(broken, "--resume")
     assert (status, other) == (0, 0), stderr
