@@ -117,8 +117,8 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
     def replica_states(self):
         """What each replica changes by itself, the averages of batch norm; a list of variables.
 
-        At the end of a call each becomes its mean over the replicas. As they are running means,
-        that is what they would be, had they been averaged in each step.
+        After a step, or a program of several, each becomes its mean over the replicas. As they are
+        running means, it makes no difference how often.
         """
         layers = [self.classifier, self.augmentation, *self.other_layers()]
         states = [v for layer in layers for v in getattr(layer, "non_trainable_variables", ())]

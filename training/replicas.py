@@ -104,7 +104,7 @@ def make_function(model, step, results, length=1, compiles=False, states=()):
         results: function without arguments that returns the metrics of all replicas.
         length: how often `step` is called.
         compiles: whether XLA compiles it.
-        states: variables that each replica changes by itself; at the end they become their means.
+        states: variables that each replica changes by itself; after that they become their means.
     """
     strategy, held = model.distribute_strategy, model.held
     keras_private.change_by_replica(model)
@@ -114,6 +114,10 @@ def make_function(model, step, results, length=1, compiles=False, states=()):
         with _own_random_numbers(model):
             step(batch)
         model.held = held
+        # What is read of a variable is on its device without saying so; the copy does say it.
+        means = mean_over_replicas([tf.identity(state) for state in states])
+        for state, mean in zip(states, means, strict=True):
+            state.assign(mean)
 
     def on_replica(*batch_and_held):
         own = tf.function(program, autograph=False, jit_compile=True) if compiles else program
@@ -121,12 +125,6 @@ def make_function(model, step, results, length=1, compiles=False, states=()):
 
     def run(iterator):
         strategy.run(on_replica, args=(iterator.get_next(), held))
-
-    def average():
-        # What is read of a variable is on its device without saying so; the copy does say it.
-        means = mean_over_replicas([tf.identity(state) for state in states])
-        for state, mean in zip(states, means, strict=True):
-            state.assign(mean)
 
     def call(iterator):
         def run_number(i):
@@ -138,8 +136,6 @@ def make_function(model, step, results, length=1, compiles=False, states=()):
                 run(iterator)
             else:  # not in the replicas, whose loops would not find each other
                 tf.while_loop(lambda i: i < length, run_number, [0])
-            if states:
-                strategy.run(average)
         return results()
 
     return call if model.run_eagerly else tf.function(call, autograph=False, reduce_retracing=True)
