@@ -2,6 +2,7 @@
 
     python benchmarks/scaling.py --gpus 1 2 4 8 --mixed_precision
     python benchmarks/scaling.py --gpus 1 2 --virtual --networks cnn8 --steps 2 --epochs 1  # a CPU
+    python benchmarks/scaling.py --gpus 2 4 8 --agreement
 
 Each row is a process that trains a MetaLabelNet through `fit`, on made-up images that lie on the
 GPUs: cross-entropy is its warm-up. The first epoch of each phase compiles and is not counted; of
@@ -30,6 +31,7 @@ from mln_keras.command.xla import configure_xla
 SIZES = {"cnn8": ((128, 512), 80)}
 OTHER = ((64,), 10)
 PHASES = ("cross-entropy", "phase 2")
+AGREEMENT = "agreement"
 
 
 def parse(argv):
@@ -45,6 +47,7 @@ def parse(argv):
     add("--mixed_precision", default=False, help="compute in bfloat16", **switch)
     add("--jit_compile", default=True, help="compile with XLA", **switch)
     add("--virtual", action="store_true", help="divide one GPU, or the CPU, among the replicas")
+    add("--agreement", action="store_true", help="compare what one and several GPUs compute")
     add("--results", type=pathlib.Path, help="file to add a JSON line a row to")
     add("--row", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -52,6 +55,9 @@ def parse(argv):
 
 def rows_of(arguments):
     """What is measured: (network, images a GPU, steps, GPUs), row by row."""
+    if arguments.agreement:
+        yield from ((AGREEMENT, 128, 20, gpus) for gpus in arguments.gpus if gpus > 1)
+        return
     for network in arguments.networks:
         sizes, steps = SIZES.get(network, OTHER)
         for size in arguments.batch_sizes or sizes:
@@ -108,6 +114,39 @@ def measure(arguments, network, size, steps, gpus):
     }  # fmt: skip
 
 
+def compare(arguments, size, steps, gpus):
+    """How far weights are apart after `steps` steps on one and on several GPUs, a dict.
+
+    The largest difference is divided by the largest weight.
+    """
+    devices = devices_of(gpus, arguments.virtual)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (size * steps, 32, 32, 3), np.uint8)
+    labels = np.arange(len(images), dtype=np.int32) % 10
+    found = []
+    for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(devices)):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            classifier = keras.Sequential([
+                keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 255),
+                *(keras.layers.Conv2D(n, 3, 2, activation="relu") for n in (32, 64, 128)),
+                keras.layers.Flatten(), keras.layers.Dense(10),
+            ])  # fmt: skip
+            model = MetaLabelNet(classifier, warmup_epochs=0)
+            model.compile(
+                keras.optimizers.SGD(1e-2, momentum=0.9),
+                jit_compile=arguments.jit_compile, steps_per_execution=steps,
+            )  # fmt: skip
+        meta = (images[:size], labels[:size])
+        model.fit((images, labels), meta_data=meta, batch_size=size, epochs=1, verbose=0)
+        weights = {"θ": classifier.trainable_variables, "φ": model.label_head.trainable_variables}
+        found.append({
+            name: np.concatenate([np.ravel(w.numpy()) for w in of]) for name, of in weights.items()
+        })  # fmt: skip
+    one, several = found
+    return {n: float(abs(one[n] - several[n]).max() / abs(one[n]).max()) for n in one}
+
+
 def line_of(row, ones):
     """A row of the table; `ones` has the rows of one GPU.
 
@@ -138,10 +177,15 @@ def main(argv):
             "mixed_precision": arguments.mixed_precision, "jit_compile": arguments.jit_compile,
             "virtual": arguments.virtual, "versions": versions(),
         }  # fmt: skip
-        print(json.dumps(setting | measure(arguments, *row)), flush=True)
+        if arguments.agreement:
+            setting |= {"differences": compare(arguments, *row[1:])}
+        else:
+            setting |= measure(arguments, *row)
+        print(json.dumps(setting), flush=True)
         return 0
     columns = "".join(f"{phase + ', images/s':>26}{'x':>7}" for phase in PHASES)
-    print(f"{'network':<12}{'a GPU':>6}{'GPUs':>6}{columns}", flush=True)
+    if not arguments.agreement:
+        print(f"{'network':<12}{'a GPU':>6}{'GPUs':>6}{columns}", flush=True)
     ones, status = {}, 0
     for wanted in rows_of(arguments):
         row = run_row(argv, wanted)
@@ -149,9 +193,13 @@ def main(argv):
             print(f"scaling.py: failed: {wanted}", file=sys.stderr)
             status = 1
             continue
-        if row["gpus"] == 1:
-            ones[row["network"], row["size"]] = row
-        print(line_of(row, ones), flush=True)
+        if arguments.agreement:
+            apart = ", ".join(f"{n} by {d:.1e}" for n, d in row["differences"].items())
+            print(f"{row['gpus']} GPUs differ from one: {apart} of the largest weight", flush=True)
+        else:
+            if row["gpus"] == 1:
+                ones[row["network"], row["size"]] = row
+            print(line_of(row, ones), flush=True)
         if arguments.results:
             with arguments.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")

@@ -475,6 +475,16 @@ def test_a_row_of_several_gpus_is_compared_with_one(tmp_path, capsys, monkeypatc
 
 
 @pytest.mark.slow
+def test_several_replicas_agree_with_one(tmp_path, capsys):
+    path = tmp_path / "agreement.jsonl"
+    flags = ["--gpus", "1", "2", "--virtual", "--agreement", "--no-jit_compile"]
+    assert scaling.main([*flags, f"--results={path}"]) == 0
+    (row,) = map(json.loads, path.read_text().splitlines())
+    assert row["gpus"] == 2 and all(0 < d < 1e-3 for d in row["differences"].values())
+    assert "2 GPUs differ from one: θ by " in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_steps_and_images_are_timed(tmp_path):
     path = tmp_path / "figures.json"
     step_time.main(["--files=20", "--batch_size=10", "--epochs=1", "--no-jit_compile",
