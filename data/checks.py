@@ -31,10 +31,10 @@ def at_least(name, value, minimum):
         raise ArgumentError(name, f"expected at least {minimum}, received {value}")
 
 
-def some(names):
-    """The first names of a list in words, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(map(repr, names[:NAMED])) + more
+def some(names, count=NAMED, show=repr):
+    """The first so many names of a list in words, each by `show`, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(map(show, names[:count])) + more
 
 
 def integer(name, value, minimum):
@@ -226,8 +226,7 @@ def rare_classes(labels, names):
         ("no sample of class", counts == 0),
         (f"fewer than {FEW} samples of class", (0 < counts) & (counts < FEW)),
     ):
-        found = [str(names[i]) for i in np.flatnonzero(is_so)]
-        more = f" and of {len(found) - NAMED} more" if len(found) > NAMED else ""
+        found = [names[i] for i in np.flatnonzero(is_so)]
         if found:
-            parts.append(f"{words} {', '.join(found[:NAMED])}{more}")
+            parts.append(f"{words} {some(found, show=str)}")
     return "; ".join(parts)

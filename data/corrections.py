@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 
+from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
 
 COLUMNS = ("index", "file", "given", "action", "label")
@@ -92,8 +93,8 @@ def _decision(row, given_labels, numbers):
 
     def number_of(name):
         if name not in numbers:
-            some = [*list(numbers)[:10], *(["..."] if len(numbers) > 10 else [])]
-            raise ValueError(f"expected one of the classes {', '.join(some)}, found {name!r}")
+            known = checks.some(list(numbers))
+            raise ValueError(f"expected one of the classes {known}; found {name!r}")
         return numbers[name]
 
     if not row["index"].isdecimal() or int(row["index"]) >= len(given_labels):

@@ -40,8 +40,8 @@ def make_program(number, dataset, held, steps, most_steps, as_loop, replicas):
         dataset: tf.data.Dataset of single batches.
         steps: batches an epoch; None where it is unknown.
         most_steps: at most how many steps run in one call; fewer where their batches are large.
-        as_loop: whether XLA compiles the step. Keras' own loop over steps is no XLA program, as that
-            could not read from tf.data: a program gets its batches stacked.
+        as_loop: whether XLA compiles the step. Keras' own loop over steps is no XLA program, as
+            that could not read from tf.data: a program gets its batches stacked.
         replicas: their number under a strategy of tf.distribute, where Keras' own loop fails; None
             without one.
 
