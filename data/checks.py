@@ -37,6 +37,20 @@ def some(names, count=NAMED, show=repr):
     return ", ".join(map(show, names[:count])) + more
 
 
+def one_line(error):
+    """What an exception says, with spaces for its line breaks."""
+    return " ".join(str(error).split())
+
+
+def content(name, path):
+    """The bytes of a file that an argument of this name is; ArgumentError where it is not read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ArgumentError(name, f"{path} cannot be read: {error.strerror}") from None
+
+
 def integer(name, value, minimum):
     if not isinstance(value, numbers.Integral) or value < minimum:
         raise ArgumentError(name, f"expected an integer, at least {minimum}, received {value!r}")
