@@ -6,9 +6,7 @@
 
 Each row is a process that trains a MetaLabelNet through `fit`, on made-up images that lie on the
 GPUs: cross-entropy is its warm-up. The first epoch of each phase compiles and is not counted; of
-the others the median counts. The batch is so many images a GPU, in the meta batch too. The form is
-"step", one XLA program, or "parts": what replicas exchange cuts the step into several. On one GPU
-both are measured, the parts with cuts where an exchange would be.
+the others the median counts. The batch is so many images a GPU, in the meta batch too.
 """
 
 import argparse

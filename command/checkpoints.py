@@ -19,7 +19,7 @@ from mln_keras.command.versions import VERSION
 CHECKPOINT_SECONDS = 30
 
 
-def save_checkpoint(directory, model, state, best=None):
+def save_checkpoint(directory, model, state, best):
     """Saves model and state as one: a directory that gets its name when it is whole.
 
     Args:

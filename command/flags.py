@@ -116,7 +116,7 @@ def read_flags(argv):
     try:
         rest = f(argv)
     except flags.Error as error:
-        text = " ".join(str(error).split()).removeprefix("flag ")
+        text = checks.one_line(error).removeprefix("flag ")
         raise FlagsError(f"{text}; see --help") from None
     if rest[1:]:
         raise FlagsError(f"expected flags only, received {rest[1]!r}; see --help")

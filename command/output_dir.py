@@ -9,7 +9,7 @@ import h5py
 
 from mln_keras.command.checkpoints import best_weights, load_checkpoint
 from mln_keras.command.versions import VERSION
-from mln_keras.data import YOURS
+from mln_keras.data import YOURS, checks
 from mln_keras.data.checks import ArgumentError
 
 
@@ -89,7 +89,7 @@ def _read_run(directory):
     except PermissionError as error:
         raise _unreadable(directory, error) from None
     except (OSError, ValueError, LookupError, TypeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = checks.one_line(f"{type(error).__name__}: {error}")
         raise _refused(
             f"{directory} holds no run of this program, or a damaged one ({reason}); "
             f"name another directory"

@@ -211,7 +211,7 @@ def execute(settings, recipe, runs, finished, splits, strategy):
     return 0
 
 
-def run_or_say_why_not(settings, recipe, splits, strategy=None):
+def run_or_say_why_not(settings, recipe, splits, strategy):
     """As `run`; None, and a line for the user, where the loss is not finite or a write fails."""
     directory = settings["output_dir"]
     try:

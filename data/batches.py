@@ -187,7 +187,7 @@ def spans(images, batch_size):
             yield np.asarray(images[start : start + batch_size])
 
 
-def mix(noisy, unlabeled, epochs=range(1)):
+def mix(noisy, unlabeled, epochs):
     """The batches of both data sets, interleaved in proportion to their numbers.
 
     Args:
@@ -224,7 +224,7 @@ def mix(noisy, unlabeled, epochs=range(1)):
     return mixed.apply(tf.data.experimental.assert_cardinality(total * len(epochs)))
 
 
-def with_meta(noisy, meta_of, epochs=range(1)):
+def with_meta(noisy, meta_of, epochs):
     """Each noisy batch with a meta batch; these come round again and again, on across the epochs.
 
     Args:

@@ -31,10 +31,24 @@ def at_least(name, value, minimum):
         raise ArgumentError(name, f"expected at least {minimum}, received {value}")
 
 
-def some(names):
-    """The first names of a list in words, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(map(repr, names[:NAMED])) + more
+def some(names, count=NAMED, show=repr):
+    """The first so many names of a list in words, each by `show`, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(map(show, names[:count])) + more
+
+
+def one_line(error):
+    """What an exception says, with spaces for its line breaks."""
+    return " ".join(str(error).split())
+
+
+def content(name, path):
+    """The bytes of a file that an argument of this name is; ArgumentError where it is not read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ArgumentError(name, f"{path} cannot be read: {error.strerror}") from None
 
 
 def integer(name, value, minimum):
@@ -226,8 +240,7 @@ def rare_classes(labels, names):
         ("no sample of class", counts == 0),
         (f"fewer than {FEW} samples of class", (0 < counts) & (counts < FEW)),
     ):
-        found = [str(names[i]) for i in np.flatnonzero(is_so)]
-        more = f" and of {len(found) - NAMED} more" if len(found) > NAMED else ""
+        found = [names[i] for i in np.flatnonzero(is_so)]
         if found:
-            parts.append(f"{words} {', '.join(found[:NAMED])}{more}")
+            parts.append(f"{words} {some(found, show=str)}")
     return "; ".join(parts)

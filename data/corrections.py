@@ -4,10 +4,10 @@ import csv
 import hashlib
 import io
 import os
-import pathlib
 
 import numpy as np
 
+from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
 
 COLUMNS = ("index", "file", "given", "action", "label")
@@ -55,20 +55,14 @@ def apply(path, given_labels, class_names=None, files=None):
 
 def identify(path):
     """What tells a file from one with other decisions: a dict of its name and its SHA-256."""
-    return {"file": path, "sha256": hashlib.sha256(_content(path)).hexdigest()}
-
-
-def _content(path):
-    try:
-        return pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise ArgumentError("corrections", f"{path} cannot be read: {error.strerror}") from None
+    content = checks.content("corrections", path)
+    return {"file": path, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _read(path):
     """The rows of a file, a list of dicts of strings."""
     try:
-        text = _content(path).decode("utf-8-sig")
+        text = checks.content("corrections", path).decode("utf-8-sig")
         reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
         rows, found = list(reader), reader.fieldnames or ()
     except (UnicodeDecodeError, csv.Error) as error:
@@ -92,8 +86,8 @@ def _decision(row, given_labels, numbers):
 
     def number_of(name):
         if name not in numbers:
-            some = [*list(numbers)[:10], *(["..."] if len(numbers) > 10 else [])]
-            raise ValueError(f"expected one of the classes {', '.join(some)}, found {name!r}")
+            known = checks.some(list(numbers))
+            raise ValueError(f"expected one of the classes {known}; found {name!r}")
         return numbers[name]
 
     if not row["index"].isdecimal() or int(row["index"]) >= len(given_labels):

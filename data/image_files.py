@@ -336,6 +336,5 @@ def _listed(directory, entries):
     )
     if not names:
         return ""
-    some = ", ".join(map(repr, names[:NAMED]))
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{some}{more} ({', '.join(f'{kind}: {n}' for kind, n in kinds.most_common())})"
+    counts = ", ".join(f"{kind}: {n}" for kind, n in kinds.most_common())
+    return f"{checks.some(names, NAMED)} ({counts})"

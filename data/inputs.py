@@ -167,7 +167,7 @@ class TrainingData:
             return with_meta(dataset, self._streams["beside"].of, epochs)
         return dataset
 
-    def held(self, phase, place=lambda images: images):
+    def held(self, phase, place):
         """The held images of each part of a phase's batch, a tuple of tensors or None.
 
         `place` puts them where they are used; it is called once for each.

@@ -23,7 +23,8 @@ def split_name(name):
 
 def identify(name):
     """What tells the file from one with other labels: a dict of its name and its SHA-256."""
-    return {"file": name, "sha256": hashlib.sha256(_content(split_name(name)[0])).hexdigest()}
+    content = checks.content(FLAG, split_name(name)[0])
+    return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def read(name, source):
@@ -46,7 +47,7 @@ def read(name, source):
             are in another order.
     """
     path, key = split_name(name)
-    content, kind = _content(path), path[-4:].lower()
+    content, kind = checks.content(FLAG, path), path[-4:].lower()
     try:
         checks.one_of("kind of file", kind, KINDS)
         if kind == ".csv":
@@ -58,16 +59,8 @@ def read(name, source):
         count = len(source.train_labels)
         return checks.labels("labels", found, count, source.num_classes, allow_unlabeled=True)
     except (ValueError, zipfile.BadZipFile) as error:
-        text = error.text if isinstance(error, ArgumentError) else " ".join(str(error).split())
+        text = error.text if isinstance(error, ArgumentError) else checks.one_line(error)
         raise ArgumentError(FLAG, f"{path}: {text}") from None
-
-
-def _content(path):
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ArgumentError(FLAG, f"{path} cannot be read: {error.strerror}") from None
 
 
 def _arrays(content, kind):

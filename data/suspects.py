@@ -109,13 +109,9 @@ def noise_matrix(joint):
 
 
 def names_of(class_names, num_classes):
-    """Class names as a string array (C,); ArgumentError where they are not C different ones."""
-    names = np.array([str(n) for n in (range(num_classes) if class_names is None else class_names)])
-    if len(names) != num_classes or len(set(names)) < num_classes:
-        raise ArgumentError(
-            "class_names", f"expected {num_classes} different names, received {class_names}"
-        )
-    return names
+    """As `checks.class_names`, a string array (C,); the classes' numbers where there are none."""
+    names = range(num_classes) if class_names is None else class_names
+    return np.array(checks.class_names(names, num_classes))
 
 
 def _checked(probabilities, given_labels):

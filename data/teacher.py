@@ -3,6 +3,7 @@
 Section IV-A: "a pre-trained network is used to map instances to the feature domain".
 """
 
+import io
 import math
 import os
 import zlib
@@ -100,15 +101,12 @@ def load_probabilities(path, source):
             shape (N, C).
     """
     flag = "noise_probs"
+    content = io.BytesIO(checks.content(flag, path))
     try:
-        with open(path, "rb") as file:
-            probabilities = np.lib.format.read_array(file, allow_pickle=False)
-    except OSError as error:
-        raise ArgumentError(flag, f"{path} cannot be read: {error.strerror}") from error
+        probabilities = np.lib.format.read_array(content, allow_pickle=False)
     except ValueError as error:
-        reason = " ".join(str(error).split())
         raise ArgumentError(
-            flag, f"{path} is not a whole .npy file of numbers: {reason}"
+            flag, f"{path} is not a whole .npy file of numbers: {checks.one_line(error)}"
         ) from error
     try:
         check_probabilities(probabilities, len(source.train_labels), source.num_classes)

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from mln_keras.data.checks import ArgumentError
 
+WIDTH = 160  # of what `short` returns, at most
 MISREAD = "TensorFlow misreads this file"
 ASSERTED = re.compile(r"<<(\w+): (expected .*?)>>")
 OWN = re.compile(r"<<(.*?)>>", re.DOTALL)
@@ -89,9 +90,9 @@ def of_lost_workers(strategy):
         raise
 
 
-def short(error, width=160):
+def short(error):
     """One short line for any exception, without TensorFlow's operation names and Keras' bold."""
     unwanted = r"\{\{.*?\}\}|\[Op:.*|\x1b\[\d+m"
     text = re.sub(unwanted, "", f"{type(error).__name__}: {error}", flags=re.DOTALL)
     text = " ".join(WHERE.sub("", text).split())
-    return text if len(text) <= width else text[: width - 4].rsplit(" ", 1)[0] + " ..."
+    return text if len(text) <= WIDTH else text[: WIDTH - 4].rsplit(" ", 1)[0] + " ..."

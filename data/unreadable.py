@@ -7,8 +7,9 @@ errors are ignored. So samples are numbered before they are read, and a jump in 
 import numpy as np
 import tensorflow as tf
 
+from mln_keras.data import checks
+
 MOST = 0.01  # of a list; with more of them the training ends
-NAMED = 10  # files in a message
 IN_A_ROW = 256  # with so many the training ends, or it would look for a file for ever; at most so
 # many blank samples are made at a time
 
@@ -123,9 +124,7 @@ def check(paths, count):
 
 def in_words(paths):
     """The first names of files that cannot be read, and why that is."""
-    names = ", ".join(f"{path!r} ({_reason(path)})" for path in list(paths)[:NAMED])
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return names + more
+    return checks.some(list(paths), show=lambda path: f"{path!r} ({_reason(path)})")
 
 
 def _reason(path):

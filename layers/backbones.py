@@ -142,15 +142,15 @@ def _application(make, images, weights):
     try:
         network = make(weights=None, **arguments) if weights != "imagenet" else None
     except ValueError as error:  # images that are too small for it
-        raise ArgumentError("backbone", f"{make.__name__}: {_one_line(error)}") from None
+        raise ArgumentError("backbone", f"{make.__name__}: {checks.one_line(error)}") from None
     if weights == "imagenet":
         try:
             network = make(weights="imagenet", **arguments)
         except Exception as error:  # what Keras raises without a network has no other class
             raise ArgumentError(
                 "weights",
-                f"cannot load imagenet for {make.__name__} ({_one_line(error)}); put that file "
-                f"into {CACHE}, give the name of a file, or none for random weights",
+                f"cannot load imagenet for {make.__name__} ({checks.one_line(error)}); put that "
+                f"file into {CACHE}, give the name of a file, or none for random weights",
             ) from None
     if is_file:
         _load_weights(network, weights)
@@ -198,9 +198,5 @@ def _load_weights(network, path):
         raise ArgumentError(
             "weights",
             f"{path} does not hold the weights of {network.name} without its top "
-            f"({_one_line(error)})",
+            f"({checks.one_line(error)})",
         ) from None
-
-
-def _one_line(error):
-    return " ".join(str(error).split())

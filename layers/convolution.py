@@ -34,7 +34,7 @@ class AlignedConv2D(keras.layers.Conv2D):
         return result[..., :filters] if more_filters else result
 
 
-def patch_convolution(images, kernel, multiple=1):
+def patch_convolution(images, kernel, multiple):
     """A convolution of stride 1 with "same" padding, as one product of patches and kernel.
 
     Args:

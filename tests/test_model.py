@@ -1271,7 +1271,7 @@ def test_a_meta_set_without_a_class_is_warned_of(images):
 
 
 def test_of_many_classes_without_a_meta_sample_some_are_named(images):
-    with pytest.warns(UserWarning, match=" class 4, 5, 6, 7, 8, 9, 10, 11, 12, 13 and of 6 more,"):
+    with pytest.warns(UserWarning, match=" class 4, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 6 more,"):
         compiled(dense_net(20)).fit(
             images(40), meta_data=images(40), batch_size=8, epochs=2, verbose=0
         )

@@ -124,12 +124,12 @@ WRONG = {
     "twice": (["0,,dog,keep,", "0,,dog,drop,"], "line 3: index 0 comes twice"),
     "given": (["0,,cat,keep,"], "the given label of index 0 is cat, in the data dog"),
     "no label": (["3,,cat,keep,"], "the given label of index 3 is cat, in the data none"),
-    "class": (["0,,dog,relabel,bee"], "expected one of the classes cat, dog, owl, found 'bee'"),
-    "no class": (["0,,dog,relabel,"], "expected one of the classes cat, dog, owl, found ''"),
+    "class": (["0,,dog,relabel,bee"], "one of the classes 'cat', 'dog', 'owl'; found 'bee'"),
+    "no class": (["0,,dog,relabel,"], "one of the classes 'cat', 'dog', 'owl'; found ''"),
     "outside": (["5,,dog,keep,"], "expected an index in [0, 5), found '5'"),
     "negative": (["-1,,dog,keep,"], "expected an index in [0, 5), found '-1'"),
     "action": (["0,,dog,burn,"], "expected an action of keep, relabel, drop, found 'burn'"),
-    "short": (["0"], "expected one of the classes cat, dog, owl, found ''"),
+    "short": (["0"], "one of the classes 'cat', 'dog', 'owl'; found ''"),
 }
 
 

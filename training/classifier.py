@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
 from mln_keras.layers.pooling import max_pool
 from mln_keras.training import keras_private
@@ -109,9 +110,9 @@ def find_features(classifier, name, image_shape):
         shape = _symbolic_output(symbolic, image_shape).shape
         return features, math.prod(shape[1:])
     except (ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
         raise ArgumentError(
-            "feature_extractor", f"{name!r} does not map images to features ({reason})"
+            "feature_extractor",
+            f"{name!r} does not map images to features ({checks.one_line(error)})",
         ) from error
 
 

@@ -49,7 +49,7 @@ def plan(phases, current, initial_epoch, epochs):
     return [(n, epochs_of) for n, epochs_of in enumerate(ranges, 1) if n >= current and epochs_of]
 
 
-def check_plan(phases, current, initial_epoch, epochs, has_meta, has_unlabeled=False):
+def check_plan(phases, current, initial_epoch, epochs, has_meta, has_unlabeled):
     """Refuses epochs and data that do not fit together. Arguments: as `plan`.
 
     Raises:
