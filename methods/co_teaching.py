@@ -87,7 +87,6 @@ class CoTeaching(NoisyLabelModel):
             shape=(), dtype="float64", initializer="zeros", trainable=False, autocast=False,
             name="forgotten",
         )  # fmt: skip
-        self.built = True
 
     @classmethod
     def from_recipe(cls, recipe, as_run=False):
@@ -132,10 +131,7 @@ class CoTeaching(NoisyLabelModel):
             return np.linspace(0, highest, self.ramp_epochs)[epoch]
         return AS_RUN_THEN if self.as_run else self.noise_rate
 
-    def train_step(self, batch):
-        return self.run_step(self._step, batch)
-
-    def _step(self, batch):
+    def step(self, batch):
         images, labels = batch
         images = self.augment(images)
         weights = self.optimized_weights()

@@ -105,7 +105,6 @@ class JointOptimization(KeepsSamples):
         if not as_run:
             self.initial_weights = self.add_weight_copies("initial")
             self.keep(num_samples)
-        self.built = True
 
     @classmethod
     def from_recipe(cls, recipe, as_run=False):
@@ -161,10 +160,7 @@ class JointOptimization(KeepsSamples):
         uniform = ops.full((self.num_samples, self.num_classes), 1 / self.num_classes)
         return ops.convert_to_numpy(_means(self.last_predictions, otherwise=uniform))
 
-    def train_step(self, batch):
-        return self.run_step(self._step, batch)
-
-    def _step(self, batch):
+    def step(self, batch):
         images, labels, *rows = batch
         own_labels, is_second = self.phase_in_training >= 2, self.phase_in_training == 3
         weights = self.classifier.trainable_variables

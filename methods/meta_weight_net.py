@@ -64,7 +64,6 @@ class MetaWeightNet(NoisyLabelModel):
             ),
         ])
         self.meta_loss = keras.metrics.Mean("meta_loss")
-        self.built = True
 
     def phases(self):
         return (Phase("training", with_meta=True, metrics=("meta_loss",)),)
@@ -82,10 +81,7 @@ class MetaWeightNet(NoisyLabelModel):
         """w, float32 (N,), in 0..1, of the samples' losses, float32 (N,)."""
         return self.weight_net(tf.stop_gradient(losses)[:, None])[:, 0]
 
-    def train_step(self, batch):
-        return self.run_step(self._step, batch)
-
-    def _step(self, noisy_batch, meta_batch):
+    def step(self, noisy_batch, meta_batch):
         images, labels = noisy_batch
         θ, weight_net = self.classifier.trainable_variables, self.meta_weights()
         λ = ops.cast(self.optimizer.learning_rate, keras.config.floatx())

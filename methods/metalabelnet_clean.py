@@ -1,5 +1,7 @@
 """MetaLabelNet whose classifier learns from the clean images too, not only its label head."""
 
+import functools
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -83,27 +85,28 @@ class MetaLabelNetClean(MetaLabelNet):
         self.corrected_from = corrected_from
         self.clean_weight = clean_weight
         self.fine_tune_from = fine_tune_from
-        self.transition = self.add_weight(
-            shape=(self.num_classes, self.num_classes), initializer="identity", trainable=False,
-            name="transition",
-        )  # fmt: skip
-        self.clean_share = self.add_weight(
-            shape=(), initializer="zeros", trainable=False, name="clean_share"
-        )
+        shape = (self.num_classes, self.num_classes)
+        self.transition = self.add_weight(shape, "identity", trainable=False, name="transition")
+        self.clean_share = self.add_weight((), "zeros", trainable=False, name="clean_share")
         is_corrected = corrected_from is not None
         self.start_weights = self.add_weight_copies("start") if is_corrected else []
         self.phase_2 = self.chosen_from = 3 if is_corrected else 2
 
     def phases(self):
-        phases = list(super().phases())
+        warmup, phase_2 = super().phases()
+        phases = [warmup, phase_2]
         if self.corrected_from is not None:
             corrected = Phase(
                 "corrected training", start=self.corrected_from, with_meta=True,
-                begin=self._begin_corrected, reads=("labeled", "meta"),
+                step=functools.partial(corrected_step, self), begin=self._begin_corrected,
+                reads=("labeled", "meta"),
             )  # fmt: skip
             phases.insert(1, corrected)
         if self.fine_tune_from is not None:
-            phases.append(Phase("fine-tuning", start=self.fine_tune_from, samples="meta"))
+            tuning = Phase(
+                "fine-tuning", start=self.fine_tune_from, samples="meta", step=warmup.step
+            )
+            phases.append(tuning)
         return tuple(phases)
 
     def _begin_corrected(self):
@@ -137,18 +140,6 @@ class MetaLabelNetClean(MetaLabelNet):
         if fine_tune_epochs:
             options |= {"fine_tune_from": start}
         return options, start + fine_tune_epochs, learning_rate_at
-
-    def train_step(self, batch):
-        steps = {
-            "warm-up": self._warmup_step,
-            "corrected training": self._corrected_step,
-            "phase 2": self._phase_2_step,
-            "fine-tuning": self._warmup_step,  # the same, on clean labels
-        }
-        return self.run_step(steps[self.phases()[self.phase_in_training - 1].name], batch)
-
-    def _corrected_step(self, noisy_batch, meta_batch):
-        corrected_step(self, noisy_batch, meta_batch)
 
     def soft_label_logits(self, features, given_labels, training=True):
         logits = super().soft_label_logits(features, given_labels, training)

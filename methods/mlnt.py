@@ -111,9 +111,7 @@ class MLNT(CrossEntropy):
         self.mentor = self.add_weight_copies("mentor")
         # Until there is a teacher, these are the weights from which the student starts.
         self.teacher = self.add_weight_copies("teacher")
-        self.teacher_steps = self.add_weight(
-            shape=(), initializer="zeros", trainable=False, name="teacher_steps"
-        )
+        self.teacher_steps = self.add_weight((), "zeros", trainable=False, name="teacher_steps")
         self.consistency_loss = keras.metrics.Mean("consistency_loss")
 
     def phases(self):
@@ -122,7 +120,8 @@ class MLNT(CrossEntropy):
             Phase("student", start=self.mentor_epochs, begin=self._begin_student),
             Phase(
                 "student with teacher", start=self.mentor_epochs + self.delay_epochs,
-                metrics=("consistency_loss",), begin=self._begin_teacher,
+                step=self._consistent_step, metrics=("consistency_loss",),
+                begin=lambda: assign_all(self.teacher, self.classifier.weights),
             ),
         )  # fmt: skip
 
@@ -130,18 +129,11 @@ class MLNT(CrossEntropy):
         assign_all(self.mentor, self.classifier.weights)
         self.restart(self.teacher)
 
-    def _begin_teacher(self):
-        assign_all(self.teacher, self.classifier.weights)
-
     @classmethod
     def from_recipe(cls, recipe):
         """The recipe's epochs and learning rates twice: for the mentor and for the student."""
         options = {"mentor_epochs": recipe.epochs}
         return options, 2 * recipe.epochs, lambda e: recipe.learning_rate_at(e % recipe.epochs)
-
-    def train_step(self, batch):
-        has_teacher = self.phase_in_training == 3
-        return self.run_step(self._consistent_step if has_teacher else self._step, batch)
 
     def _consistent_step(self, batch):
         images, labels = batch
@@ -149,7 +141,7 @@ class MLNT(CrossEntropy):
         x = self.augment(images)
         weight = self._move_teacher()
         log_t = ops.log_softmax(self._teacher_logits(x))
-        label_sets = self.synthetic_labels(labels, self._mentor_features(x))
+        label_sets = self.synthetic_labels(labels, self.features_at(self.mentor, x))
         consistency_loss, consistency_gradient = self._consistency(x, log_t, label_sets)
         with tf.GradientTape() as tape:
             logits = self.logits(x, training=True)
@@ -216,13 +208,6 @@ class MLNT(CrossEntropy):
         is_changed = rank < tf.cast(CHANGED_SHARE * tf.cast(count, tf.float32), tf.int32)
         return tf.where(is_changed, tf.gather(labels, neighbor), labels)
 
-    def _mentor_features(self, x):
-        """float32 (N, F), in inference mode."""
-        mentor = list(zip(self.classifier.weights, self.mentor, strict=True))
-        with keras.StatelessScope(state_mapping=mentor):
-            features = self._features(ops.cast(x, keras.config.floatx()))
-        return ops.cast(ops.reshape(features, (ops.shape(x)[0], -1)), keras.config.floatx())
-
     def _move_teacher(self):
         """Takes θ into the running mean; returns w, the weight of the consistency loss."""
         ramp_up_steps = 0 if self.as_run else self.ramp_up_steps
@@ -239,11 +224,8 @@ class MLNT(CrossEntropy):
 
     def _teacher_logits(self, x):
         """In training mode; moves the teacher's running averages of batch norm, not θ's."""
-        weights = self.classifier.weights
-        means = dict(zip(map(id, weights), self.teacher, strict=True))
-        with keras.StatelessScope(
-            state_mapping=list(zip(weights, self.teacher, strict=True))
-        ) as scope:
+        means = dict(zip(map(id, self.classifier.weights), self.teacher, strict=True))
+        with self.weights_as(self.teacher) as scope:
             logits = self.logits(x, training=True)
         for state in self.classifier.non_trainable_variables:
             new = scope.get_current_value(state)
@@ -255,11 +237,8 @@ class MLNT(CrossEntropy):
         if training or self.as_run:
             return super().logits(images, training)
         has_teacher = ops.convert_to_tensor(self.teacher_steps) > 0
-        weights = [
-            (weight, ops.where(has_teacher, mean, weight))
-            for weight, mean in zip(self.classifier.weights, self.teacher, strict=True)
-        ]
-        with keras.StatelessScope(state_mapping=weights):
+        both = zip(self.classifier.weights, self.teacher, strict=True)
+        with self.weights_as([ops.where(has_teacher, mean, weight) for weight, mean in both]):
             return super().logits(images, training)
 
     def replica_states(self):
