@@ -157,9 +157,7 @@ class Pencil(LearnsLabels):
         divergence = layers.kl_divergence(logits, s) / self.num_classes
         if self.phase_in_training == 3:
             return divergence
-        # Not `cross_entropy`: Keras' takes the logits behind a softmax for what it is given.
-        y = ops.one_hot(labels, self.num_classes, dtype=logits.dtype)
-        compatibility = layers.soft_cross_entropy(y, ops.softmax(s))
+        compatibility = layers.twice_softmax_cross_entropy(labels, s)
         entropy = layers.entropy(logits) / self.num_classes
         return (
             divergence + self.compatibility_weight * compatibility + self.entropy_weight * entropy
