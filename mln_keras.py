@@ -140,7 +140,6 @@ class MetaLabelNet(NoisyLabelModel):
         self.meta_loss = keras.metrics.Mean("meta_loss")
         self.soft_label_entropy = keras.metrics.Mean("soft_label_entropy")
         self.soft_label_agreement = keras.metrics.Mean("soft_label_agreement")
-        self.built = True
 
     def build_label_head(self, num_features):
         """m_φ, a built layer: features float32 (N, F) to the logits of soft labels, float32 (N, C).
@@ -151,10 +150,11 @@ class MetaLabelNet(NoisyLabelModel):
 
     def phases(self):
         return (
-            Phase("warm-up"),
+            Phase("warm-up", step=self._warmup_step),
             Phase(
                 "phase 2",
                 start=self.warmup_epochs,
+                step=self._phase_2_step,
                 samples="all",
                 with_meta=True,
                 metrics=("meta_loss", "soft_label_entropy", "soft_label_agreement"),
@@ -175,10 +175,6 @@ class MetaLabelNet(NoisyLabelModel):
         options = {name: getattr(recipe, name) for name in names}
         return options, recipe.epochs, recipe.learning_rate_at
 
-    def train_step(self, batch):
-        warms_up = self.phase_in_training == 1
-        return self.run_step(self._warmup_step if warms_up else self._phase_2_step, batch)
-
     def _warmup_step(self, batch):
         """Phase 1: one step on the cross-entropy with the given labels."""
         images, labels = batch
@@ -198,10 +194,7 @@ class MetaLabelNet(NoisyLabelModel):
 
     def _extract_features(self, images):
         """v = g(x) (Eq. 3): the classifier without its last layer, at its weights after warm-up."""
-        frozen = list(zip(self.classifier.weights, self.frozen_weights, strict=True))
-        with keras.StatelessScope(state_mapping=frozen):
-            features = self._features(ops.cast(images, keras.config.floatx()))
-        return ops.cast(ops.reshape(features, (ops.shape(images)[0], -1)), keras.config.floatx())
+        return self.features_at(self.frozen_weights, images)
 
     def _phase_2_step(self, noisy_batch, meta_batch):
         """Phase 2: Algorithm 1 on one batch. The given labels are compared with, and used where

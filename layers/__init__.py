@@ -17,6 +17,7 @@ from mln_keras.layers.losses import (
     soft_cross_entropy,
     symmetric_cross_entropy,
     symmetric_cross_entropy_as_run,
+    twice_softmax_cross_entropy,
 )
 from mln_keras.layers.pooling import WindowMaxPooling2D
 
@@ -41,4 +42,5 @@ __all__ = [
     "symmetric_cross_entropy_as_run",
     "prior_divergence",
     "soft_cross_entropy",
+    "twice_softmax_cross_entropy",
 ]

@@ -170,10 +170,17 @@ def forward_cross_entropy_as_run(labels, logits, transition):
     """
     logits = ops.cast(logits, keras.config.floatx())
     transition = ops.convert_to_tensor(transition, keras.config.floatx())
-    # Not `cross_entropy`, in which Keras would take the softmax out again.
-    log_prediction = ops.log_softmax(ops.softmax(ops.matmul(logits, transition)))
-    one_hot = ops.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return -ops.sum(one_hot * log_prediction, axis=-1)
+    return twice_softmax_cross_entropy(labels, ops.matmul(logits, transition))
+
+
+def twice_softmax_cross_entropy(labels, logits):
+    """−log softmax(softmax(z))_y: cross-entropy that takes probabilities for logits.
+
+    Args, Returns: as `cross_entropy`.
+    """
+    one_hot = ops.one_hot(labels, logits.shape[-1], dtype=keras.config.floatx())
+    # Not `cross_entropy`, in which Keras would take the inner softmax out again.
+    return soft_cross_entropy(one_hot, ops.softmax(ops.cast(logits, keras.config.floatx())))
 
 
 def soft_cross_entropy(soft_labels, logits):

@@ -16,22 +16,19 @@ from mln_keras.training.model import NoisyLabelModel, gradient
 from mln_keras.training.phases import Phase
 from mln_keras.training.replicas import gather_over_replicas, mean_over_replicas
 
-AS_RUN_RISES_TO, AS_RUN_THEN = 0.725, 0.2
-
 
 @keras.saving.register_keras_serializable("mln_keras")
 class CoTeaching(NoisyLabelModel):
     """Trains two classifiers, each on the samples of a batch on which the other's loss is small.
 
-    Of a batch of B, with the same augmented images for both, each network picks the ⌊(1 − f)·B⌋
-    samples (at least one) with its smallest cross-entropy, and the other takes a step on the mean
-    of its own cross-entropy over them. The forgotten share f rises linearly, epoch by epoch, from 0
-    to the noise rate in the first `ramp_epochs` epochs. One optimizer trains both networks, each
-    weight with a state of its own.
+    Of a batch of B each network picks the ⌊(1 − f)·B⌋ samples (at least one) with its smallest
+    cross-entropy, and the other takes a step on the mean of its own cross-entropy over them. Both
+    see the same augmented images. The forgotten share f rises linearly from 0 to the noise rate in
+    the first `ramp_epochs` epochs. One optimizer trains both networks, each weight with a state of
+    its own.
 
-    The first network, `classifier`, is the one that predicts, is evaluated and exported, and whose
-    loss and metrics are reported. To choose the better of two takes labels to choose by; both are
-    attributes.
+    The first network, `classifier`, predicts, is evaluated and exported, and its loss and metrics
+    are reported. To choose the better of two takes labels to choose by; both are attributes.
 
     Args:
         classifier, **options: as `training.model.NoisyLabelModel`.
@@ -84,10 +81,8 @@ class CoTeaching(NoisyLabelModel):
         self.second_classifier = second_classifier
         # In float64, in which (1 − f)·B is what the published program makes of it.
         self.forgotten = self.add_weight(
-            shape=(), dtype="float64", initializer="zeros", trainable=False, autocast=False,
-            name="forgotten",
-        )  # fmt: skip
-        self.built = True
+            (), "zeros", dtype="float64", trainable=False, autocast=False, name="forgotten"
+        )
 
     @classmethod
     def from_recipe(cls, recipe, as_run=False):
@@ -108,11 +103,6 @@ class CoTeaching(NoisyLabelModel):
         second = keras.saving.serialize_keras_object(self.second_classifier)
         return super().get_config() | {"second_classifier": second}
 
-    @classmethod
-    def from_config(cls, config):
-        second = keras.saving.deserialize_keras_object(config["second_classifier"])
-        return super().from_config(config | {"second_classifier": second})
-
     def phases(self):
         return (Phase("training"),)
 
@@ -127,23 +117,18 @@ class CoTeaching(NoisyLabelModel):
 
     def forgotten_at(self, epoch):
         """f in the (0-based) epoch."""
-        highest = AS_RUN_RISES_TO if self.as_run else self.noise_rate
+        rises_to, then = (0.725, 0.2) if self.as_run else (self.noise_rate, self.noise_rate)
         if epoch < self.ramp_epochs:
-            return np.linspace(0, highest, self.ramp_epochs)[epoch]
-        return AS_RUN_THEN if self.as_run else self.noise_rate
+            return np.linspace(0, rises_to, self.ramp_epochs)[epoch]
+        return then
 
-    def train_step(self, batch):
-        return self.run_step(self._step, batch)
-
-    def _step(self, batch):
+    def step(self, batch):
         images, labels = batch
         images = self.augment(images)
         weights = self.optimized_weights()
         if self.as_run:
             in_inference = self._logits_of_both(images, training=False)
-            # Not `cross_entropy`: Keras' takes the logits behind a softmax for what it is given.
-            y = ops.one_hot(labels, self.num_classes, dtype=keras.config.floatx())
-            ranked = [layers.soft_cross_entropy(y, ops.softmax(z)) for z in in_inference]
+            ranked = [layers.twice_softmax_cross_entropy(labels, z) for z in in_inference]
         with tf.GradientTape() as tape:
             logits = self._logits_of_both(images, training=True)
             losses = [layers.cross_entropy(labels, z) for z in logits]

@@ -22,10 +22,6 @@ class CrossEntropy(NoisyLabelModel):
         model.fit((images, noisy_labels), epochs=120)
     """
 
-    def __init__(self, classifier, **options):
-        super().__init__(classifier, **options)
-        self.built = True
-
     def phases(self):
         return (Phase("training"),)
 
@@ -33,11 +29,8 @@ class CrossEntropy(NoisyLabelModel):
         """float32 (N,), of int32 labels (N,) and logits float32 (N, C)."""
         return cross_entropy(labels, logits)
 
-    def train_step(self, batch):
-        return self.run_step(self._step, batch)
-
-    def _step(self, batch):
-        images, labels = batch
+    def step(self, batch):
+        images, labels, *_ = batch  # and row numbers, in a method that keeps something a sample
         weights = self.classifier.trainable_variables
         with tf.GradientTape() as tape:
             logits = self.logits(self.augment(images), training=True)

@@ -1,5 +1,7 @@
 """Gold loss correction, made for many wrong labels and a few right ones; not in Table I."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -43,26 +45,17 @@ class GoldLossCorrection(LossCorrection):
     def __init__(self, classifier, warmup_epochs, **options):
         checks.integer("warmup_epochs", warmup_epochs, 1)
         super().__init__(classifier, warmup_epochs, **options)
-        self.clean_share = self.add_weight(
-            shape=(), initializer="zeros", trainable=False, name="clean_share"
-        )
+        self.clean_share = self.add_weight((), "zeros", trainable=False, name="clean_share")
 
     def phases(self):
         second = Phase(
             "second training", start=self.warmup_epochs, with_meta=True, begin=self.begin_again,
-            reads=("labeled", "meta"),
+            reads=("labeled", "meta"), step=functools.partial(corrected_step, self),
         )  # fmt: skip
         return (Phase("warm-up"), second)
 
-    def train_step(self, batch):
-        warms_up = self.phase_in_training == 1
-        return self.run_step(self._step if warms_up else self._corrected_step, batch)
-
     def learn_transition(self):
         learn_transition(self)
-
-    def _corrected_step(self, noisy_batch, meta_batch):
-        corrected_step(self, noisy_batch, meta_batch)
 
 
 def learn_transition(model):

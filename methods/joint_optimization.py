@@ -24,23 +24,23 @@ PUBLISHED_EPOCHS = 320  # of both trainings
 class JointOptimization(KeepsSamples):
     """Trains on labels that follow the classifier's predictions, then anew on the labels it found.
 
-    The first training, from the given labels y, has the loss
+    With logits z and p = softmax(z), the loss of the first training is
 
-        mean_N CE(z, t) + prior_weight · KL(uniform ‖ mean_N p) + entropy_weight · mean_N H(p)
+        mean_N CE(z, t) + prior_weight · KL(uniform ‖ mean_N p) + entropy_weight · mean_N H(p).
 
-    with logits z, p = softmax(z) and t = y; from `label_epoch` on t is the mean of the p of the
-    sample's last `averaged_epochs` epochs. These p are those of the training steps, of augmented
-    images. An epoch that a sample sits out does not count for it, and one that has sat out all has
-    t = y. The second training starts from the weights that the classifier had when it was passed,
-    with the loss mean_N CE(z, t) alone; t stays as the first one left it.
+    The label t is at first the given one, y. From `label_epoch` on it is the mean of the p that the
+    sample had in the training steps of its last `averaged_epochs` epochs. An epoch that it sat out
+    does not count, and while it has no p at all, t stays y. The second training starts from the
+    weights that the classifier had when it was passed. Its loss is mean_N CE(z, t) alone; t stays
+    as the first one left it.
 
-    The p of these epochs are a variable of num_samples · averaged_epochs · C floats, on the GPU if
-    there is one: 20 MB for 50,000 samples, 10 epochs and 10 classes. It is saved with the weights.
+    These p are a variable of num_samples · averaged_epochs · C floats, on the GPU if there is one:
+    20 MB for 50,000 samples, 10 epochs and 10 classes. It is saved with the weights.
 
     Args:
         classifier, **options: as `training.model.NoisyLabelModel`.
         label_epoch: the (0-based) epoch from which on the labels change.
-        first_epochs: the number of epochs of the first training; `fit` for more has the second.
+        first_epochs: how many epochs the first training has; those after them are the second.
         averaged_epochs: of how many epochs t is the mean.
         prior_weight, entropy_weight: factors of the loss, published for 70 % uniform noise. For
             40 % class-dependent noise they are 0.8 and 0.4.
@@ -105,7 +105,6 @@ class JointOptimization(KeepsSamples):
         if not as_run:
             self.initial_weights = self.add_weight_copies("initial")
             self.keep(num_samples)
-        self.built = True
 
     @classmethod
     def from_recipe(cls, recipe, as_run=False):
@@ -135,11 +134,10 @@ class JointOptimization(KeepsSamples):
             Phase("given labels"),
             Phase("own labels", start=self.label_epoch),
             Phase(
-                "second training",
-                start=self.first_epochs,
+                "second training", start=self.first_epochs,
                 begin=lambda: self.restart(self.initial_weights),
             ),
-        )
+        )  # fmt: skip
 
     def add_sample_weights(self, num_samples):
         # A row's first entry is the sample's last p. Entries not yet filled are zeros.
@@ -161,26 +159,23 @@ class JointOptimization(KeepsSamples):
         uniform = ops.full((self.num_samples, self.num_classes), 1 / self.num_classes)
         return ops.convert_to_numpy(_means(self.last_predictions, otherwise=uniform))
 
-    def train_step(self, batch):
-        return self.run_step(self._step, batch)
-
-    def _step(self, batch):
-        images, labels, *rows = batch
-        own_labels, is_second = self.phase_in_training >= 2, self.phase_in_training == 3
+    def step(self, batch):
+        images, labels, *rows = batch  # as run there are no rows, and the phase is always 1
+        is_first = self.phase_in_training < 3
         weights = self.classifier.trainable_variables
         targets = ops.one_hot(labels, self.num_classes, dtype=keras.config.floatx())
         if rows:
             predictions = rows_of(self.last_predictions, *rows)
-        if own_labels:
+        if self.phase_in_training > 1:
             targets = _means(predictions, otherwise=targets)
         with tf.GradientTape() as tape:
             logits = self.logits(self.augment(images), training=True)
             loss = tf.reduce_mean(layers.soft_cross_entropy(targets, logits))
-            if not is_second:
+            if is_first:
                 loss += self._penalty(logits)
             objective = loss + self.regularization()
         self.apply_gradients(self.optimizer, gradient(tape, objective, weights), weights)
-        if rows and not is_second:
+        if rows and is_first:
             newest = ops.softmax(logits)[:, None]
             predictions = ops.concatenate([newest, predictions[:, :-1]], axis=1)
             write_rows(self.last_predictions, *rows, predictions)

@@ -22,10 +22,8 @@ class LossCorrection(CrossEntropy):
     def __init__(self, classifier, warmup_epochs, **options):
         super().__init__(classifier, **options)
         self.warmup_epochs = warmup_epochs
-        self.transition = self.add_weight(
-            shape=(self.num_classes, self.num_classes), initializer="identity", trainable=False,
-            name="transition",
-        )  # fmt: skip
+        shape = (self.num_classes, self.num_classes)
+        self.transition = self.add_weight(shape, "identity", trainable=False, name="transition")
         self.start_weights = self.add_weight_copies("start") if warmup_epochs else []
 
     def learn_transition(self):

@@ -1,5 +1,7 @@
 """Meta-Weight-Net: a small network learns from clean images how much each loss counts."""
 
+import functools
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -28,9 +30,8 @@ class MetaWeightNet(NoisyLabelModel):
     batch norm, as θ̂ and its averages are thrown away.
 
     Args:
-        classifier: as `training.model.NoisyLabelModel`.
-        hidden_units: of V.
-        **options: as `training.model.NoisyLabelModel`.
+        classifier, **options: as `training.model.NoisyLabelModel`.
+        hidden_units: of V, at least 1.
 
     Raises:
         ArgumentError: as `training.model.NoisyLabelModel`, and for no hidden unit.
@@ -54,17 +55,11 @@ class MetaWeightNet(NoisyLabelModel):
         checks.integer("hidden_units", hidden_units, 1)
         self.hidden_units = hidden_units
         dtype = keras.config.floatx()  # whatever the precision policy
-        self.weight_net = keras.Sequential([
-            keras.Input((1,), dtype=dtype),
-            keras.layers.Dense(
-                hidden_units, activation="relu", dtype=dtype, **uniform_initializers(1)
-            ),
-            keras.layers.Dense(
-                1, activation="sigmoid", dtype=dtype, **uniform_initializers(hidden_units)
-            ),
-        ])
+        dense = functools.partial(keras.layers.Dense, dtype=dtype)
+        hidden = dense(hidden_units, activation="relu", **uniform_initializers(1))
+        weight = dense(1, activation="sigmoid", **uniform_initializers(hidden_units))
+        self.weight_net = keras.Sequential([keras.Input((1,), dtype=dtype), hidden, weight])
         self.meta_loss = keras.metrics.Mean("meta_loss")
-        self.built = True
 
     def phases(self):
         return (Phase("training", with_meta=True, metrics=("meta_loss",)),)
@@ -82,10 +77,7 @@ class MetaWeightNet(NoisyLabelModel):
         """w, float32 (N,), in 0..1, of the samples' losses, float32 (N,)."""
         return self.weight_net(tf.stop_gradient(losses)[:, None])[:, 0]
 
-    def train_step(self, batch):
-        return self.run_step(self._step, batch)
-
-    def _step(self, noisy_batch, meta_batch):
+    def step(self, noisy_batch, meta_batch):
         images, labels = noisy_batch
         θ, weight_net = self.classifier.trainable_variables, self.meta_weights()
         λ = ops.cast(self.optimizer.learning_rate, keras.config.floatx())

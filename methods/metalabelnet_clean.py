@@ -1,5 +1,7 @@
 """MetaLabelNet whose classifier learns from the clean images too, not only its label head."""
 
+import functools
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -12,40 +14,51 @@ from mln_keras.methods.gold_loss_correction import corrected_step, learn_transit
 from mln_keras.training.model import gradient
 from mln_keras.training.phases import Phase
 
-FINE_TUNING_RATE = 1e-2  # λ with which it begins, by `from_recipe`
-LEAST = 1e-3  # probability that a given label has in Bayes' rule
+FINE_TUNING_RATE = 1e-2  # with which fine-tuning begins, by `from_recipe`
+LEAST = 1e-3  # what Bayes' rule takes for a smaller entry of T
 
 
 @keras.saving.register_keras_serializable("mln_keras")
 class MetaLabelNetClean(MetaLabelNet):
-    """MetaLabelNet with what the clean images teach the classifier: three additions to the paper.
+    """MetaLabelNet, with a classifier that learns from the clean images directly as well.
 
-    Before phase 2 comes a training with gold loss correction, from the weights that the classifier
-    had at first. T[i, j] is the mean probability of class j that the classifier had after its
-    warm-up for the clean images of class i; the loss is −log (p T)_y of noisy and −log p_y of clean
-    images, with the share of each (`GoldLossCorrection`).
+    It is our own, not the paper's, in which the clean images only judge the soft labels. A training
+    has up to four phases. Each begins with the epoch that an argument names, and the second and the
+    fourth can be left out:
 
-    In phase 2 the soft label also sees the given label y, by Bayes' rule:
-    ŷ_i ∝ m_φ(v)_i · T[i, y]. An image without a label takes the label head's alone. And the step of
-    Eq. 13 takes clean_weight · cross-entropy of the augmented meta batch at θ, one more forward
-    pass, which moves the running averages of batch norm if `meta_batch_norm`.
+        0               warm-up             cross-entropy on the noisy labels
+        corrected_from  corrected training  gold loss correction
+        warmup_epochs   phase 2             MetaLabelNet's, with two additions
+        fine_tune_from  fine-tuning         cross-entropy on the clean images alone, augmented
 
-    A last phase fine-tunes: plain cross-entropy training on the augmented meta set.
+    Corrected training begins by measuring how labels go wrong: T[i, j] is the mean probability of
+    class j that the warmed-up classifier gives the clean images of class i. Then the classifier
+    goes back to its first weights. It learns from noisy images by −log (p T)_y and from clean ones
+    by −log p_y, each weighted by their share of all images (`GoldLossCorrection`).
 
-    Without the first and the last of these, and with a clean_weight of 0, this is MetaLabelNet to
-    the bit.
+    Phase 2 adds to MetaLabelNet:
+
+    - The soft label combines what the label head says of the image with what T says of its given
+      label y, by Bayes' rule: ŷ_i ∝ m_φ(v)_i · max(T[i, y], 0.001). It is the head's alone for an
+      image without a label, and where no corrected training has measured T.
+    - The step of θ (Eq. 13) also follows clean_weight · the cross-entropy of the meta batch,
+      augmented, at θ. That takes one more forward pass, which moves the running averages of batch
+      norm if `meta_batch_norm`.
+
+    With neither of the two phases and a clean_weight of 0, this is MetaLabelNet to the bit.
 
     Args:
-        classifier, warmup_epochs: as `MetaLabelNet`; phase 2 begins with the epoch `warmup_epochs`.
-        corrected_from: the training with gold loss correction begins with the epoch of this
-            (0-based) number, at least 1, before `warmup_epochs`; None for no such phase.
-        clean_weight: factor of the meta batch's cross-entropy in the step of θ, at least 0.
-        fine_tune_from: the last phase begins with the epoch of this (0-based) number; None for no
-            such phase.
-        **options: as `MetaLabelNet`.
+        classifier, **options: as `MetaLabelNet`.
+        warmup_epochs: phase 2 begins with the epoch of this (0-based) number.
+        corrected_from: corrected training begins with the epoch of this number, at least 1 and
+            below `warmup_epochs`; None for no such phase.
+        clean_weight: weight of the meta batch's cross-entropy in phase 2, at least 0.
+        fine_tune_from: fine-tuning begins with the epoch of this number, at least `warmup_epochs`;
+            None for no such phase.
 
     Attributes:
         transition: T, float variable (C, C), saved with the model; the identity until it is known.
+        clean_share: share of the clean images among all, a float variable; 0 until T is known.
 
     Raises:
         ArgumentError: as `MetaLabelNet`, and for an argument outside its range.
@@ -83,27 +96,25 @@ class MetaLabelNetClean(MetaLabelNet):
         self.corrected_from = corrected_from
         self.clean_weight = clean_weight
         self.fine_tune_from = fine_tune_from
-        self.transition = self.add_weight(
-            shape=(self.num_classes, self.num_classes), initializer="identity", trainable=False,
-            name="transition",
-        )  # fmt: skip
-        self.clean_share = self.add_weight(
-            shape=(), initializer="zeros", trainable=False, name="clean_share"
-        )
-        is_corrected = corrected_from is not None
-        self.start_weights = self.add_weight_copies("start") if is_corrected else []
-        self.phase_2 = self.chosen_from = 3 if is_corrected else 2
+        shape = (self.num_classes, self.num_classes)
+        self.transition = self.add_weight(shape, "identity", trainable=False, name="transition")
+        self.clean_share = self.add_weight((), "zeros", trainable=False, name="clean_share")
+        self.phase_2 = self.chosen_from = 2 if corrected_from is None else 3
+        self.start_weights = [] if corrected_from is None else self.add_weight_copies("start")
 
     def phases(self):
-        phases = list(super().phases())
+        warmup, phase_2 = super().phases()
+        phases = [warmup, phase_2]
         if self.corrected_from is not None:
             corrected = Phase(
                 "corrected training", start=self.corrected_from, with_meta=True,
-                begin=self._begin_corrected, reads=("labeled", "meta"),
+                step=functools.partial(corrected_step, self), begin=self._begin_corrected,
+                reads=("labeled", "meta"),
             )  # fmt: skip
             phases.insert(1, corrected)
         if self.fine_tune_from is not None:
-            phases.append(Phase("fine-tuning", start=self.fine_tune_from, samples="meta"))
+            tuning = Phase("fine-tuning", self.fine_tune_from, warmup.step, samples="meta")
+            phases.append(tuning)
         return tuple(phases)
 
     def _begin_corrected(self):
@@ -112,53 +123,39 @@ class MetaLabelNetClean(MetaLabelNet):
 
     @classmethod
     def from_recipe(cls, recipe, fine_tune_epochs=0):
-        """How the command line trains this method.
+        """As `NoisyLabelModel.from_recipe`, with this many epochs of fine-tuning at the end.
 
-        Args:
-            recipe: `command.recipes.Recipe`.
-            fine_tune_epochs: of the last phase.
-
-        Returns:
-            As `NoisyLabelModel.from_recipe`. The warm-up is the recipe's; the training with loss
-            correction has as many epochs, and its learning rates are the recipe's from the first
-            epoch on; phase 2 is the recipe's.
+        Warm-up and phase 2 are the recipe's. Between them corrected training has as many epochs as
+        the warm-up; it begins with the recipe's first learning rate again. Fine-tuning has
+        `tuning_rate`.
         """
         warmup = recipe.warmup_epochs
-        options, epochs, recipe_s = super().from_recipe(recipe)
+        options, epochs, recipe_rate_at = super().from_recipe(recipe)
         if warmup:
             options |= {"corrected_from": warmup, "warmup_epochs": 2 * warmup}
-        start = epochs + warmup
+        fine_tune_from = epochs + warmup
+        if fine_tune_epochs:
+            options |= {"fine_tune_from": fine_tune_from}
 
         def learning_rate_at(epoch):
-            if epoch >= start:
-                return tuning_rate(epoch - start, fine_tune_epochs, FINE_TUNING_RATE)
-            return recipe_s(epoch if epoch < warmup else epoch - warmup)
+            if epoch >= fine_tune_from:
+                return tuning_rate(epoch - fine_tune_from, fine_tune_epochs, FINE_TUNING_RATE)
+            return recipe_rate_at(epoch if epoch < warmup else epoch - warmup)
 
-        if fine_tune_epochs:
-            options |= {"fine_tune_from": start}
-        return options, start + fine_tune_epochs, learning_rate_at
-
-    def train_step(self, batch):
-        steps = {
-            "warm-up": self._warmup_step,
-            "corrected training": self._corrected_step,
-            "phase 2": self._phase_2_step,
-            "fine-tuning": self._warmup_step,  # the same, on clean labels
-        }
-        return self.run_step(steps[self.phases()[self.phase_in_training - 1].name], batch)
-
-    def _corrected_step(self, noisy_batch, meta_batch):
-        corrected_step(self, noisy_batch, meta_batch)
+        return options, fine_tune_from + fine_tune_epochs, learning_rate_at
 
     def soft_label_logits(self, features, given_labels, training=True):
+        """As `MetaLabelNet.soft_label_logits`, with Bayes' rule where T is known."""
         logits = super().soft_label_logits(features, given_labels, training)
         if self.corrected_from is None:
             return logits
-        of_label = ops.log(ops.maximum(ops.transpose(self.transition), LEAST))  # row y: log T[:, y]
+        log_likelihood = ops.log(ops.maximum(ops.transpose(self.transition), LEAST))
+        of_label = ops.take(log_likelihood, ops.maximum(given_labels, 0), axis=0)  # log T[:, y]
         is_given = ops.cast(given_labels >= 0, logits.dtype)[:, None]
-        return logits + is_given * ops.take(of_label, ops.maximum(given_labels, 0), axis=0)
+        return logits + is_given * of_label
 
     def classifier_gradient(self, tape, objective, meta_batch):
+        """As `MetaLabelNet.classifier_gradient`, with that of the meta batch's cross-entropy."""
         gradients = super().classifier_gradient(tape, objective, meta_batch)
         if not self.clean_weight:
             return gradients

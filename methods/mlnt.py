@@ -20,34 +20,36 @@ RAMP_UP_DECAY = 0.99  # of the running mean, while the consistency loss ramps up
 class MLNT(CrossEntropy):
     """A student whose predictions are to stay the same after a step on other, plausible labels.
 
-    A mentor is trained by cross-entropy first. The student then starts from the weights that the
-    classifier had when it was passed. From `delay_epochs` on its loss on a batch x with labels y is
+    Three networks train. First a mentor, by cross-entropy. Then the student, from the weights that
+    the classifier had when it was passed. After `delay_epochs` epochs of cross-entropy it has a
+    teacher, and its loss on a batch x with labels y is
 
         CE(f_θ(x), y) + w/M Σ_m mean_NC t (log t − log f_θ_m(x)),   θ_m = θ − η ∇_θ CE(f_θ(x), y_m),
 
-    with the gradient through θ_m, the mean over batch and classes. y_m is y in which half of the
-    samples, drawn anew for each m, have the label of one of their nearest neighbours in the
-    mentor's features within the batch. t is the prediction of the teacher, whose weights are the
-    running mean of θ and who has running averages of batch norm of its own. Over the first
-    `ramp_up_steps` steps, u from 0 to 1, w = exp(−5(1 − u)²) and the mean decays by 0.99 a step;
-    then w = 1 and the decay is `decay`. A step costs about thirty times one of cross-entropy.
+    with the gradient through θ_m, and the mean over batch and classes.
 
-    The teacher is what predicts, is evaluated and exported, once there is one; `classifier` is the
-    student. The forward passes at θ_m move no running averages of batch norm; in the authors'
-    program they do. With tf.distribute each replica takes the steps to θ_m on its own share.
+    - y_m is y in which half of the samples, drawn anew for each m, have the label of one of their
+      nearest neighbours in the mentor's features within the batch.
+    - t is the teacher's prediction. Its weights are the running mean of θ; it has running averages
+      of batch norm of its own. Once there is a teacher, it predicts, is evaluated and exported.
+    - Over the first `ramp_up_steps` steps, u from 0 to 1, w = exp(−5(1 − u)²) and the mean decays
+      by 0.99 a step; then w = 1 and the decay is `decay`.
+
+    A step costs about thirty times one of cross-entropy. The forward passes at θ_m move no running
+    averages of batch norm; in the authors' program they do. With tf.distribute each replica takes
+    the steps to θ_m on its own share.
 
     Args:
-        classifier: as `training.model.NoisyLabelModel`.
+        classifier, **options: as `training.model.NoisyLabelModel`. `classifier` is the student.
         mentor_epochs: the student begins with the epoch of this (0-based) number.
         inner_learning_rate: η; None is 0.02, with `as_run` 0.2.
         label_sets: M.
-        neighbors: how many are the nearest.
-        decay: of the running mean, in [0, 1).
-        delay_epochs: epochs that the student has plain cross-entropy.
+        neighbors: how many samples are nearest.
+        decay: of the running mean, in [0, 1].
+        delay_epochs: as above.
         ramp_up_steps: as above, 0 for none; not used with `as_run`.
         feature_extractor: as `mln_keras.MetaLabelNet`.
         as_run: as the authors of MetaLabelNet ran it: no ramp-up, and the student is evaluated.
-        **options: as `training.model.NoisyLabelModel`.
 
     Raises:
         ArgumentError: as `training.model.NoisyLabelModel`, for a classifier without findable
@@ -92,12 +94,11 @@ class MLNT(CrossEntropy):
             inner_learning_rate = 0.2 if as_run else 0.02
         checks.positive("inner_learning_rate", inner_learning_rate)
         checks.within("decay", decay, 0, 1, "a running mean")
-        for name, value, minimum in (
-            ("mentor_epochs", mentor_epochs, 0), ("delay_epochs", delay_epochs, 0),
-            ("ramp_up_steps", ramp_up_steps, 0), ("label_sets", label_sets, 1),
-            ("neighbors", neighbors, 1),
-        ):  # fmt: skip
-            checks.integer(name, value, minimum)
+        checks.integer("mentor_epochs", mentor_epochs, 0)
+        checks.integer("delay_epochs", delay_epochs, 0)
+        checks.integer("ramp_up_steps", ramp_up_steps, 0)
+        checks.integer("label_sets", label_sets, 1)
+        checks.integer("neighbors", neighbors, 1)
         self.mentor_epochs = mentor_epochs
         self.inner_learning_rate = inner_learning_rate
         self.label_sets = label_sets
@@ -111,9 +112,7 @@ class MLNT(CrossEntropy):
         self.mentor = self.add_weight_copies("mentor")
         # Until there is a teacher, these are the weights from which the student starts.
         self.teacher = self.add_weight_copies("teacher")
-        self.teacher_steps = self.add_weight(
-            shape=(), initializer="zeros", trainable=False, name="teacher_steps"
-        )
+        self.teacher_steps = self.add_weight((), "zeros", trainable=False, name="teacher_steps")
         self.consistency_loss = keras.metrics.Mean("consistency_loss")
 
     def phases(self):
@@ -122,7 +121,8 @@ class MLNT(CrossEntropy):
             Phase("student", start=self.mentor_epochs, begin=self._begin_student),
             Phase(
                 "student with teacher", start=self.mentor_epochs + self.delay_epochs,
-                metrics=("consistency_loss",), begin=self._begin_teacher,
+                step=self._consistent_step, metrics=("consistency_loss",),
+                begin=lambda: assign_all(self.teacher, self.classifier.weights),
             ),
         )  # fmt: skip
 
@@ -130,18 +130,11 @@ class MLNT(CrossEntropy):
         assign_all(self.mentor, self.classifier.weights)
         self.restart(self.teacher)
 
-    def _begin_teacher(self):
-        assign_all(self.teacher, self.classifier.weights)
-
     @classmethod
     def from_recipe(cls, recipe):
         """The recipe's epochs and learning rates twice: for the mentor and for the student."""
         options = {"mentor_epochs": recipe.epochs}
         return options, 2 * recipe.epochs, lambda e: recipe.learning_rate_at(e % recipe.epochs)
-
-    def train_step(self, batch):
-        has_teacher = self.phase_in_training == 3
-        return self.run_step(self._consistent_step if has_teacher else self._step, batch)
 
     def _consistent_step(self, batch):
         images, labels = batch
@@ -149,45 +142,49 @@ class MLNT(CrossEntropy):
         x = self.augment(images)
         weight = self._move_teacher()
         log_t = ops.log_softmax(self._teacher_logits(x))
-        label_sets = self.synthetic_labels(labels, self._mentor_features(x))
-        consistency_loss, consistency_gradient = self._consistency(x, log_t, label_sets)
+        label_sets = self.synthetic_labels(labels, self.features_at(self.mentor, x))
+        consistency_loss, *by_consistency = self._consistency(x, log_t, label_sets)
         with tf.GradientTape() as tape:
             logits = self.logits(x, training=True)
             loss = tf.reduce_mean(cross_entropy(labels, logits))
             objective = loss + self.regularization()
-        gradients = gradient(tape, objective, θ)
-        gradients = [a + weight * b for a, b in zip(gradients, consistency_gradient, strict=True)]
+        by_labels = gradient(tape, objective, θ)
+        gradients = [a + weight * b for a, b in zip(by_labels, by_consistency, strict=True)]
         self.apply_gradients(self.optimizer, gradients, θ)
         self.consistency_loss.update_state(consistency_loss)
         self.update_metrics(loss, labels, logits)
 
     def _consistency(self, x, log_t, label_sets):
-        """The consistency loss, a scalar, and its gradient by θ, a list; both means over the sets.
+        """The mean over the label sets, int32 (M, N), of what `_distance` returns."""
+
+        def add(sums, labels):
+            return [a + b for a, b in zip(sums, self._distance(x, log_t, labels), strict=True)]
+
+        θ = self.classifier.trainable_variables
+        zeros = [tf.zeros((), log_t.dtype), *map(tf.zeros_like, θ)]
+        sums = tf.foldl(add, label_sets, zeros, parallel_iterations=1)
+        return [total / self.label_sets for total in sums]
+
+    def _distance(self, x, log_t, labels):
+        """mean_NC t (log t − log f_θ_m(x)), θ_m by these labels, and its gradient by θ; a list.
 
         By the chain rule the gradient through θ_m is v − η (∂/∂θ ∇_θ CE)ᵀ v, v that by θ_m.
         """
         θ, η = self.classifier.trainable_variables, self.inner_learning_rate
-
-        def add(sums, labels):
-            with tf.GradientTape() as outer_tape:
-                with tf.GradientTape() as tape:
-                    with keras_private.twice_differentiable_batch_norm(self.classifier):
-                        logits = self.logits_at(θ, x, moves_batch_norm=False)
-                    loss = tf.reduce_mean(cross_entropy(labels, logits))
-                g = gradient(tape, loss, θ)
-            θ_m = [w - η * d for w, d in zip(θ, g, strict=True)]
-            with tf.GradientTape() as tape_at_θ_m:
-                tape_at_θ_m.watch(θ_m)
-                log_p = ops.log_softmax(self.logits_at(θ_m, x, moves_batch_norm=False))
-                distance = tf.reduce_mean(ops.exp(log_t) * (log_t - log_p))
-            v = gradient(tape_at_θ_m, distance, θ_m)
-            back = gradient(outer_tape, g, θ, output_gradients=[-η * d for d in v])
-            return [a + b for a, b in zip(sums, [distance, *map(tf.add, v, back)], strict=True)]
-
-        zeros = [tf.zeros((), log_t.dtype), *map(tf.zeros_like, θ)]
-        sums = tf.foldl(add, label_sets, zeros, parallel_iterations=1)
-        loss, *gradients = [total / self.label_sets for total in sums]
-        return loss, gradients
+        with tf.GradientTape() as outer_tape:
+            with tf.GradientTape() as tape:
+                with keras_private.twice_differentiable_batch_norm(self.classifier):
+                    logits = self.logits_at(θ, x, moves_batch_norm=False)
+                loss = tf.reduce_mean(cross_entropy(labels, logits))
+            g = gradient(tape, loss, θ)
+        θ_m = [w - η * d for w, d in zip(θ, g, strict=True)]
+        with tf.GradientTape() as tape_at_θ_m:
+            tape_at_θ_m.watch(θ_m)
+            log_p = ops.log_softmax(self.logits_at(θ_m, x, moves_batch_norm=False))
+            distance = tf.reduce_mean(ops.exp(log_t) * (log_t - log_p))
+        v = gradient(tape_at_θ_m, distance, θ_m)
+        through_g = gradient(outer_tape, g, θ, output_gradients=[-η * d for d in v])
+        return [distance, *map(tf.add, v, through_g)]
 
     def synthetic_labels(self, labels, features):
         """The sets of labels for the steps to θ_m, by draws that seed and step decide.
@@ -216,13 +213,6 @@ class MLNT(CrossEntropy):
         is_changed = rank < tf.cast(CHANGED_SHARE * tf.cast(count, tf.float32), tf.int32)
         return tf.where(is_changed, tf.gather(labels, neighbor), labels)
 
-    def _mentor_features(self, x):
-        """float32 (N, F), in inference mode."""
-        mentor = list(zip(self.classifier.weights, self.mentor, strict=True))
-        with keras.StatelessScope(state_mapping=mentor):
-            features = self._features(ops.cast(x, keras.config.floatx()))
-        return ops.cast(ops.reshape(features, (ops.shape(x)[0], -1)), keras.config.floatx())
-
     def _move_teacher(self):
         """Takes θ into the running mean; returns w, the weight of the consistency loss."""
         ramp_up_steps = 0 if self.as_run else self.ramp_up_steps
@@ -239,11 +229,8 @@ class MLNT(CrossEntropy):
 
     def _teacher_logits(self, x):
         """In training mode; moves the teacher's running averages of batch norm, not θ's."""
-        weights = self.classifier.weights
-        means = dict(zip(map(id, weights), self.teacher, strict=True))
-        with keras.StatelessScope(
-            state_mapping=list(zip(weights, self.teacher, strict=True))
-        ) as scope:
+        means = dict(zip(map(id, self.classifier.weights), self.teacher, strict=True))
+        with self.weights_as(self.teacher) as scope:
             logits = self.logits(x, training=True)
         for state in self.classifier.non_trainable_variables:
             new = scope.get_current_value(state)
@@ -255,17 +242,14 @@ class MLNT(CrossEntropy):
         if training or self.as_run:
             return super().logits(images, training)
         has_teacher = ops.convert_to_tensor(self.teacher_steps) > 0
-        weights = [
-            (weight, ops.where(has_teacher, mean, weight))
-            for weight, mean in zip(self.classifier.weights, self.teacher, strict=True)
-        ]
-        with keras.StatelessScope(state_mapping=weights):
+        both = zip(self.classifier.weights, self.teacher, strict=True)
+        with self.weights_as([ops.where(has_teacher, mean, weight) for weight, mean in both]):
             return super().logits(images, training)
 
     def replica_states(self):
         both = zip(self.classifier.weights, self.teacher, strict=True)
-        averages = [mean for weight, mean in both if not weight.trainable]
-        return [*super().replica_states(), *averages]
+        of_teacher = [mean for weight, mean in both if not weight.trainable]
+        return [*super().replica_states(), *of_teacher]
 
     def inference_variables(self):
         return [] if self.as_run else [*self.teacher, self.teacher_steps]

@@ -2,46 +2,46 @@
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from mln_keras import meta_gradient
 from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
 from mln_keras.layers import entropy, kl_divergence
 from mln_keras.methods.cross_entropy import CrossEntropy
-from mln_keras.training import replicas
+from mln_keras.methods.learned_labels import LearnsLabels
 from mln_keras.training.model import gradient
 from mln_keras.training.phases import Phase
-from mln_keras.training.samples import KeepsSamples, rows_of, write_rows
+from mln_keras.training.samples import rows_of
 
 
 @keras.saving.register_keras_serializable("mln_keras")
-class MSLG(KeepsSamples, CrossEntropy):
+class MSLG(LearnsLabels, CrossEntropy):
     """Cross-entropy first, then soft labels on which a step does best on the clean images.
 
-    The soft label of a sample is softmax(s), the C numbers s at first 10·onehot(given label); they
-    are kept from epoch to epoch. With f_θ(x) the prediction, KL(f_θ(x) ‖ softmax(s)) = Σ_c p_c
-    (log p_c − log q_c), and means over batch and classes, phase 2 does batch by batch:
+    The soft label of a sample is softmax(s), where s is at first 10·onehot(given label); it stays
+    from epoch to epoch. With p the prediction, and means over batch and classes, phase 2 does batch
+    by batch:
 
-    1. θ̂ = θ − α ∇_θ mean KL(f_θ(x) ‖ softmax(s))
-    2. s −= β ∂/∂s of the cross-entropy of the meta batch at θ̂
-    3. θ takes its step on mean KL(f_θ(x) ‖ softmax(s)) + entropy_weight · mean entropy(f_θ(x)),
-       with the new s.
+    1. θ̂ = θ − α ∇_θ mean KL(p ‖ softmax(s))
+    2. s ← s − β ∂/∂s of the cross-entropy of the meta batch at θ̂
+    3. θ takes its step on mean KL(p ‖ softmax(s)) + entropy_weight · mean entropy(p), with the
+       new s.
 
     The meta batch moves the running averages of batch norm, as in the authors' program.
 
     Args:
-        classifier: as `training.model.NoisyLabelModel`.
+        classifier, **options: as `training.model.NoisyLabelModel`.
         warmup_epochs: epochs of phase 1, cross-entropy; phase 2 begins with the epoch of this
             (0-based) number. Samples without a label take part in neither.
         inner_learning_rate: α.
         label_learning_rate: β.
         label_scale: what s is at the given label when phase 2 begins.
         entropy_weight: factor of the entropy loss.
-        num_samples: None, or how many samples `fit` will be given; saving needs it.
-        **options: as `training.model.NoisyLabelModel`.
+        num_samples: as `training.samples.KeepsSamples`.
 
     Attributes:
-        soft_label_logits: variable float32 (N, C), s, zeros before phase 2; made by `fit`.
+        soft_label_logits: as `methods.learned_labels.LearnsLabels`, begun by phase 2.
 
     Raises:
         ArgumentError: as `training.model.NoisyLabelModel`, and for an argument outside its range.
@@ -61,7 +61,7 @@ class MSLG(KeepsSamples, CrossEntropy):
     flags = ("warmup_epochs",)
 
     config_names = (
-        *KeepsSamples.config_names, "warmup_epochs", "inner_learning_rate", "label_learning_rate",
+        *LearnsLabels.config_names, "warmup_epochs", "inner_learning_rate", "label_learning_rate",
         "label_scale", "entropy_weight",
     )  # fmt: skip
 
@@ -90,18 +90,13 @@ class MSLG(KeepsSamples, CrossEntropy):
         self.entropy_weight = entropy_weight
         self.meta_loss = keras.metrics.Mean("meta_loss")
         self.keep(num_samples)
-        self.built = True
-
-    def add_sample_weights(self, num_samples):
-        shape = (num_samples, self.num_classes)
-        self.soft_label_logits = self.add_sample_weight(shape, "soft_label_logits")
 
     def phases(self):
         return (
             Phase("warm-up"),
             Phase(
-                "phase 2", start=self.warmup_epochs, with_meta=True, metrics=("meta_loss",),
-                begin=self._begin_phase_2,
+                "phase 2", start=self.warmup_epochs, step=self._phase_2_step, with_meta=True,
+                metrics=("meta_loss",), begin=self.begin_labels,
             ),
         )  # fmt: skip
 
@@ -109,18 +104,6 @@ class MSLG(KeepsSamples, CrossEntropy):
     def from_recipe(cls, recipe):
         options = {"warmup_epochs": recipe.warmup_epochs}
         return options, recipe.epochs, recipe.learning_rate_at
-
-    def train_step(self, batch):
-        warms_up = self.phase_in_training == 1
-        return self.run_step(self._warmup_step if warms_up else self._phase_2_step, batch)
-
-    def _warmup_step(self, batch):
-        images, labels, _ = batch
-        self._step((images, labels))
-
-    def _begin_phase_2(self):
-        one_hot = keras.ops.one_hot(self.given_labels, self.num_classes)
-        self.soft_label_logits.assign(self.label_scale * one_hot)
 
     def _phase_2_step(self, noisy_batch, meta_batch):
         images, given_labels, rows = noisy_batch
@@ -136,9 +119,7 @@ class MSLG(KeepsSamples, CrossEntropy):
         meta_loss, (gradient_s,) = meta_gradient(
             self, meta_tape, g, [s], self.inner_learning_rate, meta_batch
         )
-        share = 1 / replicas.count()  # of the batch
-        s = s - share * self.label_learning_rate * gradient_s
-        write_rows(self.soft_label_logits, rows, s)
+        s = self.step_labels(rows, s, gradient_s, self.label_learning_rate)
         with tape:  # entered again, it records on: f(x) stays the forward pass of above
             loss = self._mean(kl_divergence(logits, s))
             loss += self.entropy_weight * self._mean(entropy(logits))
@@ -156,7 +137,7 @@ class MSLG(KeepsSamples, CrossEntropy):
         """
         if self._phase_now() == 1:
             raise ArgumentError("sample_soft_labels", "they begin in phase 2, not yet begun")
-        return keras.ops.convert_to_numpy(keras.ops.softmax(self.soft_label_logits))
+        return ops.convert_to_numpy(ops.softmax(self.soft_label_logits))
 
     def _mean(self, losses):
         """Over batch and classes, of losses (N,) that are sums over the classes."""

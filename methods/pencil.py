@@ -7,37 +7,35 @@ from keras import ops
 from mln_keras import layers
 from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
-from mln_keras.training import replicas
+from mln_keras.methods.learned_labels import LearnsLabels
 from mln_keras.training.model import gradient
 from mln_keras.training.phases import Phase
-from mln_keras.training.samples import KeepsSamples, rows_of, write_rows
+from mln_keras.training.samples import rows_of
 
-LABEL_LOGIT = 10.0  # of the given class, at the start
 PUBLISHED = {
-    "compatibility_weight": 0.4, "entropy_weight": 0.1, "label_learning_rate": 600.0,
-    "stage_2_epoch": 70, "stage_3_epoch": 200,
+    "stage_2_epoch": 70, "stage_3_epoch": 200, "compatibility_weight": 0.4, "entropy_weight": 0.1,
+    "label_learning_rate": 600.0,
 }  # fmt: skip
 AS_RUN = {
-    "compatibility_weight": 0.1, "entropy_weight": 0.8, "label_learning_rate": 400.0,
-    "stage_2_epoch": 21, "stage_3_epoch": 80,
+    "stage_2_epoch": 21, "stage_3_epoch": 80, "compatibility_weight": 0.1, "entropy_weight": 0.8,
+    "label_learning_rate": 400.0,
 }  # fmt: skip
 PUBLISHED_EPOCHS, AS_RUN_EPOCHS = 320, 120
 
 
 @keras.saving.register_keras_serializable("mln_keras")
-class Pencil(KeepsSamples):
+class Pencil(LearnsLabels):
     """Trains on the given labels, then classifier and labels together, then on the labels found.
 
-    A sample's soft label is q = softmax(s) with logits s, at first 10 for its given class y, else
-    0. With the classifier's logits z and p = softmax(z), the losses are, as means over the batch:
+    A sample's soft label is q = softmax(s), where s is at first 10 for its given class y, else 0.
+    With the classifier's logits z and p = softmax(z), the losses are, as means over the batch:
 
         stage 1    CE(z, y)
         stage 2    KL(p ‖ q)/C + compatibility_weight · CE(q, y) + entropy_weight · H(p)/C
         stage 3    KL(p ‖ q)/C
 
-    CE(q, y) takes q for logits, as the published program does; the paper writes −log q_y. A step of
-    stage 2 is one of the optimizer for the classifier, and s ← s − label_learning_rate · ∂L/∂s for
-    the batch's samples. The s are a variable of num_samples · C floats, saved with the weights.
+    CE(q, y) takes q for logits, as the published program does; the paper writes −log q_y. In
+    stage 2 the labels take a step too: s ← s − label_learning_rate · ∂L/∂s for the batch's samples.
 
     Where the classifier is sure of another class, KL/C and CE(q, y) hold q_y at about
     1 − 1/(C · compatibility_weight): no label of 10 classes changes its largest class with 0.4, and
@@ -70,7 +68,7 @@ class Pencil(KeepsSamples):
 
     flags = ("as_run",)
 
-    config_names = (*KeepsSamples.config_names, *PUBLISHED, "as_run")
+    config_names = (*LearnsLabels.config_names, *PUBLISHED, "as_run")
 
     def __init__(
         self,
@@ -106,7 +104,6 @@ class Pencil(KeepsSamples):
         checks.positive("label_learning_rate", self.label_learning_rate)
         self.as_run = as_run
         self.keep(num_samples)
-        self.built = True
 
     @classmethod
     def from_recipe(cls, recipe, as_run=False):
@@ -121,20 +118,9 @@ class Pencil(KeepsSamples):
     def phases(self):
         return (
             Phase("stage 1"),
-            Phase("stage 2", start=self.stage_2_epoch, begin=self._begin_stage_2),
+            Phase("stage 2", start=self.stage_2_epoch, begin=self.begin_labels),
             Phase("stage 3", start=self.stage_3_epoch),
         )
-
-    def add_sample_weights(self, num_samples):
-        shape = (num_samples, self.num_classes)
-        self.label_logits = self.add_sample_weight(shape, "label_logits")
-
-    def _begin_stage_2(self):
-        self.label_logits.assign(self._first_label_logits())
-
-    def _first_label_logits(self):
-        y = ops.one_hot(self.given_labels, self.num_classes, dtype=self.label_logits.dtype)
-        return LABEL_LOGIT * y
 
     def sample_soft_labels(self):
         """What the labels have become, float32 array (num_samples, C); rows sum to 1.
@@ -145,17 +131,14 @@ class Pencil(KeepsSamples):
             ArgumentError: before `fit`.
         """
         if self._phase_now() > 1:
-            return ops.convert_to_numpy(ops.softmax(self.label_logits))
+            return ops.convert_to_numpy(ops.softmax(self.soft_label_logits))
         if self.given_labels is None:
             raise ArgumentError("sample_soft_labels", "the labels change in fit, not yet called")
-        return ops.convert_to_numpy(ops.softmax(self._first_label_logits()))
+        return ops.convert_to_numpy(ops.softmax(self.first_label_logits()))
 
-    def train_step(self, batch):
-        return self.run_step(self._step, batch)
-
-    def _step(self, batch):
+    def step(self, batch):
         images, labels, rows = batch
-        θ, s = self.classifier.trainable_variables, rows_of(self.label_logits, rows)
+        θ, s = self.classifier.trainable_variables, rows_of(self.soft_label_logits, rows)
         with tf.GradientTape() as tape:
             tape.watch(s)
             logits = self.logits(self.augment(images), training=True)
@@ -164,20 +147,17 @@ class Pencil(KeepsSamples):
         *by_θ, by_s = gradient(tape, objective, [*θ, s])
         self.apply_gradients(self.optimizer, by_θ, θ)
         if self.phase_in_training == 2:
-            rate = self.label_learning_rate / replicas.count()
-            write_rows(self.label_logits, rows, s - rate * by_s)
+            self.step_labels(rows, s, by_s, self.label_learning_rate)
         self.update_metrics(loss, labels, logits)
 
-    def _sample_losses(self, labels, logits, label_logits):
+    def _sample_losses(self, labels, logits, s):
         """The loss of the stage in training, float32 (N,)."""
         if self.phase_in_training == 1:
             return layers.cross_entropy(labels, logits)
-        divergence = layers.kl_divergence(logits, label_logits) / self.num_classes
+        divergence = layers.kl_divergence(logits, s) / self.num_classes
         if self.phase_in_training == 3:
             return divergence
-        # Not `cross_entropy`: Keras' takes the logits behind a softmax for what it is given.
-        y = ops.one_hot(labels, self.num_classes, dtype=logits.dtype)
-        compatibility = layers.soft_cross_entropy(y, ops.softmax(label_logits))
+        compatibility = layers.twice_softmax_cross_entropy(labels, s)
         entropy = layers.entropy(logits) / self.num_classes
         return (
             divergence + self.compatibility_weight * compatibility + self.entropy_weight * entropy

@@ -30,10 +30,10 @@ from mln_keras.training.unsupported import RefusesUnsupported, refuse
 class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_private.Model):
     """A classifier in training on noisy labels: `compile`, `fit`, metrics, saving and `export`.
 
-    A subclass defines `phases()` and `train_step`, which runs a step of `phase_in_training` through
-    `run_step`; a step calls `apply_gradients` and `update_metrics`. What it trains by a
-    meta-gradient it returns from `meta_weights`, and its layers from `other_layers`. One that keeps
-    something for each sample sets `keeps_samples`: its noisy batches are (images, labels, rows).
+    A subclass defines `phases()`, and the `step` of a phase that names none; a step calls
+    `apply_gradients` and `update_metrics`. What it trains by a meta-gradient it returns from
+    `meta_weights`, and its layers from `other_layers`. One that keeps something for each sample
+    sets `keeps_samples`: its noisy batches are (images, labels, rows).
 
     Args:
         classifier: Keras model, images to logits (N, C), built. Images reach it as float32, so
@@ -91,11 +91,21 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         self.phase = self.add_weight(
             shape=(), dtype="int32", initializer="ones", trainable=False, name="phase"
         )
+        self.built = True
 
     # ---- what a subclass defines ------------------------------------------------------------
 
     def phases(self):
         """The phases of a training, a tuple of `phases.Phase` by their start."""
+        raise NotImplementedError
+
+    def step(self, batch):
+        """One training step, in a phase that names no other.
+
+        Args:
+            batch: images (N, H, W, channels) and int32 labels (N,), a tuple. The meta batch, where
+                the phase has one, is a second argument.
+        """
         raise NotImplementedError
 
     def meta_weights(self):
@@ -192,6 +202,24 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
             if new is not None and (moves_batch_norm or id(state) not in saved):
                 state.assign(new)
         return logits
+
+    def weights_as(self, values):
+        """A `keras.StatelessScope` in which the classifier's weights have these values, a list."""
+        return keras.StatelessScope(list(zip(self.classifier.weights, values, strict=True)))
+
+    def features_at(self, weights, images):
+        """What `_features` (see `classifier.find_features`) gives at other weights, in inference.
+
+        Args:
+            weights: list of tensors like the classifier's weights.
+            images: (N, H, W, channels).
+
+        Returns:
+            float32 (N, F).
+        """
+        with self.weights_as(weights):
+            features = self._features(ops.cast(images, keras.config.floatx()))
+        return ops.cast(ops.reshape(features, (ops.shape(images)[0], -1)), keras.config.floatx())
 
     def add_weight_copies(self, prefix):
         """Variables, saved with the model, for a copy of the classifier's weights; a list."""
@@ -642,8 +670,9 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
 
     # ---- steps ------------------------------------------------------------------------------
 
-    def run_step(self, step, batch):
-        """Runs a training step, a loop of them where the batch has a leading axis of steps."""
+    def train_step(self, batch):
+        """Runs the phase's step, a loop of them where the batch has a leading axis of steps."""
+        step = self.phases()[self.phase_in_training - 1].step or self.step
 
         def step_on(batch):
             step(*self._parts(batch))

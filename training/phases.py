@@ -13,6 +13,8 @@ class Phase:
     Attributes:
         name: in words.
         start: the (0-based) epoch with which it begins.
+        step: function of a batch, and of the meta batch where there is one, that trains on it; None
+            is the model's `step`.
         samples: what an epoch goes over: "labeled" samples, "all" samples or the "meta" set.
         with_meta: whether each batch comes with a meta batch.
         metrics: names of the metrics that this phase has and not all others have.
@@ -22,6 +24,7 @@ class Phase:
 
     name: str
     start: int = 0
+    step: Callable | None = None
     samples: str = "labeled"
     with_meta: bool = False
     metrics: tuple = ()
