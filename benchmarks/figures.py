@@ -3,9 +3,9 @@
     python benchmarks/figures.py figure3
     python benchmarks/figures.py figure5 --noise_probs cifar10_student_probs.npy
 
-Figure 3 is drawn from the results of table1.py. Figure 4 measures the soft labels after each epoch
-of phase 2. Figures 5, 6 and 7 vary one flag of MetaLabelNet. Picture and CSV lie beside --results.
-Flags after `--` go to every run.
+Figure 3 is drawn from the results of table1.py. Figure 4 measures the soft labels of MetaLabelNet
+and of MSLG after each epoch of phase 2. Figures 5, 6 and 7 vary one flag of MetaLabelNet. Picture
+and CSV lie beside --results. Flags after `--` go to every run.
 """
 
 import contextlib
@@ -24,7 +24,6 @@ import table1
 
 from mln_keras.command import files, run
 from mln_keras.command.flags import read_flags, settings_of
-from mln_keras.command.recipes import RECIPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +89,9 @@ def figure4(results):
         epochs, mean, variance = (
             np.array([row[of] for row in one["measured"]]) for of in ("epoch", "mean", "variance")
         )
-        name = f"{title(one['noise'], one['noise_ratio'])}, seed {one['seed']}"
-        lines.append(Line("", name, epochs, mean, mean - variance, mean + variance))
+        panel = title(one["noise"], one["noise_ratio"])
+        name = f"{one['method']}, seed {one['seed']}"
+        lines.append(Line(panel, name, epochs, mean, mean - variance, mean + variance))
     return lines
 
 
@@ -132,7 +132,7 @@ class SoftLabelChange(keras.callbacks.Callback):
     Args:
         path: pathlib.Path of a CSV: epoch, mean and variance of the absolute change. A run that
             goes on goes on in it.
-        images: whose soft labels.
+        images: whose soft labels; of a method that keeps a soft label a sample, its samples'.
     """
 
     def __init__(self, path, images):
@@ -140,14 +140,19 @@ class SoftLabelChange(keras.callbacks.Callback):
         self.path, self.images, self.before = path, images, None
         self.rows = files.read_csv(path) if path.exists() else []
 
+    def soft_labels(self):
+        if self.model.keeps_samples:
+            return self.model.sample_soft_labels()
+        return self.model.soft_labels(self.images)
+
     def on_train_begin(self, logs=None):
         if self.model.phase == 2:  # a run that goes on
-            self.before = self.model.soft_labels(self.images)
+            self.before = self.soft_labels()
 
     def on_epoch_end(self, epoch, logs=None):
         if self.model.phase != 2:
             return
-        now = self.model.soft_labels(self.images)
+        now = self.soft_labels()
         if self.before is not None:
             change = np.abs(now - self.before)
             row = {"epoch": epoch + 1, "mean": change.mean(), "variance": change.var()}
@@ -169,7 +174,7 @@ def run_and_measure(argv):
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """How a figure is drawn, and which runs of MetaLabelNet it takes."""
+    """How a figure is drawn, and which runs it takes; of MetaLabelNet, unless methods vary."""
 
     lines: Callable  # of results, returns a list of `Line`
     xlabel: str
@@ -187,8 +192,8 @@ def sweep(lines, flag, values, xlabel, **more):
 
 FIGURES = {
     "figure3": Figure(figure3, "epoch", source="table1"),
-    "figure4": Figure(figure4, "epoch", noises=grid.NOISES, ratios=(0.4,),
-                      ylabel="mean |change| of the soft labels ± variance"),
+    "figure4": Figure(figure4, "epoch", values=("metalabelnet", "mslg"), noises=grid.NOISES,
+                      ratios=(0.4,), ylabel="mean |change| of the soft labels ± variance"),
     "figure5": sweep(by_value, "meta_size", (100, 500, 1000, 2000, 5000), "meta samples"),
     "figure6": sweep(by_epoch, "warmup_epochs", (20, 30, 40, 44, 60, 80), "epoch",
                      noises=grid.NOISES, ratios=(0.6,)),
@@ -202,9 +207,11 @@ def runs_of(name, figure, arguments):
     arguments.ratios = arguments.ratios or figure.ratios
     varied = {}
     for value in arguments.values or figure.values:
-        flags = varied[f"{figure.flag}-{value}"] = [f"--{figure.flag}={value}"]
-        if figure.flag == "meta_size":  # no batch, of the noisy samples neither, is larger
-            flags.append(f"--batch_size={min(value, RECIPES[arguments.dataset].batch_size)}")
+        is_size = figure.flag == "meta_size"
+        varied[f"{figure.flag}-{value}"] = (
+            grid.flags_of_meta_size(value, arguments.dataset) if is_size
+            else [f"--{figure.flag}={value}"]
+        )  # fmt: skip
     measures = (__file__, "run_and_measure")
     return grid.runs_of(arguments, varied, measures if name == "figure4" else (grid.PROGRAM,))
 

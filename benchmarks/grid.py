@@ -21,6 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import tensorflow as tf
 
 from mln_keras.command import files
+from mln_keras.command.recipes import RECIPES
 from mln_keras.command.versions import VERSION
 from mln_keras.data import corruption
 
@@ -77,6 +78,12 @@ def runs_of(arguments, varied, program=(PROGRAM,)):
         flags += [f"--seed={seed}", *varied[name], *arguments.flags]
         runs[f"{noise}-{ratio}-{name}-seed{seed}"] = [*program, *flags]
     return runs
+
+
+def flags_of_meta_size(size, dataset):
+    """The flags for so many clean images, a list: no batch, of noisy ones neither, is larger."""
+    batch_size = min(size, RECIPES[dataset].batch_size)
+    return [f"--meta_size={size}", f"--batch_size={batch_size}"]
 
 
 def main(arguments, runs, table, more=lambda directory: {}):

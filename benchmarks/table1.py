@@ -2,6 +2,8 @@
 
     python benchmarks/table1.py --noise_probs cifar10_student_probs.npy
     python benchmarks/table1.py --table_only
+    python benchmarks/table1.py --methods metalabelnet fine_tune --ratios 0.4 \
+        --meta_sizes 1000 500 100 --results results/meta_sizes.jsonl
 
 Runs of the first seed come first, so that the table can be read early. Flags after `--` go to every
 run.
@@ -15,6 +17,7 @@ import grid
 from mln_keras.methods import METHODS
 
 DEFAULT_METHODS = ("metalabelnet", "cross_entropy")
+PAPER_META_SIZE = 5000
 PAPER = {  # on CIFAR-10: mean and standard deviation of 4 runs, at each of grid.RATIOS
     "uniform": {
         "cross_entropy": "82.55±0.80 76.31±0.75 65.94±0.44 38.19±0.81",
@@ -50,17 +53,29 @@ PAPER = {  # on CIFAR-10: mean and standard deviation of 4 runs, at each of grid
 def in_the_paper(result):
     """The paper's number for the noise, ratio and method of a result; "" where it has none."""
     numbers = PAPER.get(result["noise"], {}).get(result["method"], "").split()
-    of_ratio = dict(zip(grid.RATIOS, numbers)) if result["dataset"] == "cifar10" else {}
+    as_there = result["dataset"] == "cifar10" and result["flags"]["meta_size"] == PAPER_META_SIZE
+    of_ratio = dict(zip(grid.RATIOS, numbers)) if as_there else {}
     return of_ratio.get(result["noise_ratio"], "").replace("±", " ± ")
 
 
 def table(results):
-    return grid.table(results, "method", paper=in_the_paper)
+    """Markdown: a table, or one for each number of clean images where that varies."""
+    by_size = {}
+    for result in results:
+        by_size.setdefault(result["flags"]["meta_size"], []).append(result)
+    tables = {
+        size: grid.table(of_size, "method", paper=in_the_paper)
+        for size, of_size in sorted(by_size.items(), reverse=True)
+    }
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    return "\n".join(f"{size:,} clean images\n\n{text}" for size, text in tables.items())
 
 
 def parse(argv):
     parser = grid.parser(__doc__)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=DEFAULT_METHODS)
+    parser.add_argument("--meta_sizes", nargs="+", type=int, help="default: the data set's")
     parser.set_defaults(
         results=pathlib.Path("results/table1.jsonl"),
         noises=grid.NOISES, ratios=grid.RATIOS, seeds=[0, 1, 2, 3],
@@ -72,6 +87,12 @@ def main(argv):
     """Returns the exit status: 1 where a run failed."""
     arguments = parse(argv)
     varied = {method: [f"--method={method}"] for method in arguments.methods}
+    if arguments.meta_sizes:
+        varied = {
+            f"{method}-meta_size-{size}": flags + grid.flags_of_meta_size(size, arguments.dataset)
+            for size in arguments.meta_sizes
+            for method, flags in varied.items()
+        }
     return grid.main(arguments, grid.runs_of(arguments, varied), table)
 
 

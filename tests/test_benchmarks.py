@@ -43,8 +43,8 @@ def result(name="a", test=0.7, **more):
     """What a run of MetaLabelNet leaves, one epoch of warm-up and two of phase 2."""
     found = {
         "run": name, "dataset": "cifar10", "noise": "uniform", "noise_ratio": 0.4, "seed": 0,
-        "method": "metalabelnet", "warmup_epochs": 1, "warmup_test_accuracy": 0.5,
-        "test_accuracy": test, "last_test_accuracy": test - 0.1,
+        "method": "metalabelnet", "meta_size": 5000, "warmup_epochs": 1,
+        "warmup_test_accuracy": 0.5, "test_accuracy": test, "last_test_accuracy": test - 0.1,
         "versions": {"mln_keras": VERSION}, "history": {"test_accuracy": [0.5, test, test - 0.1]},
     } | more  # fmt: skip
     return found | {"flags": {**found, "output_dir": "/home/me", **found.get("flags", {})}}
@@ -232,6 +232,22 @@ def test_runs_of_the_first_seed_come_first_and_take_the_flags(monkeypatch):
         assert ("--noise=uniform" in flags) != ("--noise_probs=p.npy" in flags)
 
 
+def test_table_1_by_the_number_of_clean_images(monkeypatch):
+    found = {}
+    monkeypatch.setattr(grid, "main", lambda arguments, runs, table: found.update(runs))
+    table1.main(["--methods", "fine_tune", "--meta_sizes", "500", "100", "--seeds", "0",
+                 "--noises", "uniform", "--ratios", "0.4"])  # fmt: skip
+    assert {name: flags[-2:] for name, flags in found.items()} == {
+        "uniform-0.4-fine_tune-meta_size-500-seed0": ["--meta_size=500", "--batch_size=128"],
+        "uniform-0.4-fine_tune-meta_size-100-seed0": ["--meta_size=100", "--batch_size=100"],
+    }
+    lines = table1.table([result("a", meta_size=500), result("b", meta_size=5000)]).splitlines()
+    assert [line for line in lines if "images" in line] == [
+        "5,000 clean images", "500 clean images"
+    ]
+    assert "79.03" in lines[4] and "79.03" not in lines[-1]  # the paper's had 5,000
+
+
 def test_a_noise_that_does_not_exist_is_refused(capsys):
     assert table1.parse(["--noises", "uniform", "human"]).noises == ["uniform", "human"]
     with pytest.raises(SystemExit):
@@ -255,7 +271,7 @@ def draw(figure, results, tmp_path):
 def test_figures_vary_one_flag_over_the_papers_values(monkeypatch):
     found = {}
     monkeypatch.setattr(grid, "main", lambda arguments, runs, table: found.update(runs))
-    for figure, count in {"figure4": 2, "figure5": 20, "figure6": 12, "figure7": 24}.items():
+    for figure, count in {"figure4": 4, "figure5": 20, "figure6": 12, "figure7": 24}.items():
         found.clear()
         figures.main([figure, "--results=no.jsonl", "--noise_probs=p.npy", "--", "-x"])
         assert len(found) == count
@@ -303,7 +319,7 @@ def test_a_figure_has_the_accuracies_by_the_value_of_its_flag(tmp_path):
 def test_figure_4_has_a_line_a_run_and_its_variance_around_it(tmp_path):
     measured = [{"epoch": 46.0, "mean": 0.5, "variance": 0.25}]
     rows = draw("figure4", [result("a", measured=measured, seed=3)], tmp_path)
-    assert rows == [',"uniform noise, 40%, seed 3",46,0.5,0.25,0.75']
+    assert rows == ['"uniform noise, 40%","metalabelnet, seed 3",46,0.5,0.25,0.75']
 
 
 def test_soft_labels_are_measured_against_those_an_epoch_before(tmp_path):
@@ -313,7 +329,7 @@ def test_soft_labels_are_measured_against_those_an_epoch_before(tmp_path):
     def train(*epochs, phase):
         """Epochs are (number, phase, the soft labels after it); the first says what was before."""
         change = figures.SoftLabelChange(path, "images")
-        change.set_model(types.SimpleNamespace(phase=phase))
+        change.set_model(types.SimpleNamespace(phase=phase, keeps_samples=False))
         for epoch, of_phase, labels in epochs:
             change.model.phase = of_phase if epoch else phase
             change.model.soft_labels = lambda images, now=labels: np.array([[now, 0.0]])
@@ -334,10 +350,12 @@ class InterruptedInEpoch4(checkpoints.RunRecorder):
 
 
 @pytest.mark.slow
-def test_a_run_of_figure_4_measures_its_last_change_and_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["metalabelnet", "mslg"])
+def test_a_run_of_figure_4_measures_its_last_change_and_goes_on(tmp_path, monkeypatch, method):
     def train(directory, epochs):
         figures.main([
             "run_and_measure", "--dataset=digits", "--warmup_epochs=1", f"--epochs={epochs}",
+            f"--method={method}",
             "--unlabeled_size=900", "--resume", f"--output_dir={tmp_path / directory}",
         ])  # fmt: skip
         with np.load(tmp_path / directory / "soft_labels.npz") as file:

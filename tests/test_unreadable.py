@@ -258,7 +258,8 @@ def test_the_command_line_decodes_all_files_where_that_is_asked_for(
 ):
     monkeypatch.setattr(image_files, "SAMPLE", 1)
     monkeypatch.setattr(image_files, "LEAST_SAMPLE", 1)
-    run.check_splits({"as_run": None, "seed": 0, "check_files": check_files}, RECIPES["webvision"], splits)
+    settings = {"as_run": None, "seed": 0, "check_files": check_files}
+    run.check_splits(settings, RECIPES["webvision"], splits)
     assert list(results.unreadable_files(splits)) == ["train", "meta", "test"]
     assert len(results.unreadable_files(splits)["train"]) == check_files
 
