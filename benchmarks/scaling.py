@@ -112,10 +112,11 @@ def measure(arguments, network, size, steps, gpus):
     }  # fmt: skip
 
 
-def compare(arguments, size, steps, gpus):
-    """How far weights are apart after `steps` steps on one and on several GPUs, a dict.
+def compare(arguments, _, size, steps, gpus):
+    """How far weights are apart after `steps` steps on one and on several GPUs.
 
-    The largest difference is divided by the largest weight.
+    Returns:
+        {"differences": dict, θ and φ -> the largest difference over the largest weight}.
     """
     devices = devices_of(gpus, arguments.virtual)
     rng = np.random.default_rng(0)
@@ -142,14 +143,19 @@ def compare(arguments, size, steps, gpus):
             name: np.concatenate([np.ravel(w.numpy()) for w in of]) for name, of in weights.items()
         })  # fmt: skip
     one, several = found
-    return {n: float(abs(one[n] - several[n]).max() / abs(one[n]).max()) for n in one}
+    apart = {n: float(abs(one[n] - several[n]).max() / abs(one[n]).max()) for n in one}
+    return {"differences": apart}
 
 
 def line_of(row, ones):
     """A row of the table; `ones` has the rows of one GPU.
 
     Adds to the row `over_one`, times one GPU's images a second; None where that is not measured.
+    What several GPUs differ by is a sentence.
     """
+    if "differences" in row:
+        apart = ", ".join(f"{n} by {d:.1e}" for n, d in row["differences"].items())
+        return f"{row['gpus']} GPUs differ from one: {apart} of the largest weight"
     one = ones.get((row["network"], row["size"]))
     speeds, cells = row["images_a_second"], ""
     row["over_one"] = one and {p: speeds[p] / one["images_a_second"][p] for p in PHASES}
@@ -175,11 +181,8 @@ def main(argv):
             "mixed_precision": arguments.mixed_precision, "jit_compile": arguments.jit_compile,
             "virtual": arguments.virtual, "versions": versions(),
         }  # fmt: skip
-        if arguments.agreement:
-            setting |= {"differences": compare(arguments, *row[1:])}
-        else:
-            setting |= measure(arguments, *row)
-        print(json.dumps(setting), flush=True)
+        of_row = compare if arguments.agreement else measure
+        print(json.dumps(setting | of_row(arguments, *row)), flush=True)
         return 0
     columns = "".join(f"{phase + ', images/s':>26}{'x':>7}" for phase in PHASES)
     if not arguments.agreement:
@@ -191,13 +194,9 @@ def main(argv):
             print(f"scaling.py: failed: {wanted}", file=sys.stderr)
             status = 1
             continue
-        if arguments.agreement:
-            apart = ", ".join(f"{n} by {d:.1e}" for n, d in row["differences"].items())
-            print(f"{row['gpus']} GPUs differ from one: {apart} of the largest weight", flush=True)
-        else:
-            if row["gpus"] == 1:
-                ones[row["network"], row["size"]] = row
-            print(line_of(row, ones), flush=True)
+        if row["gpus"] == 1:
+            ones[row["network"], row["size"]] = row
+        print(line_of(row, ones), flush=True)
         if arguments.results:
             with arguments.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")

@@ -175,7 +175,8 @@ def _check_batch_size(settings, splits):
 
 
 def check_splits(settings, recipe, splits):
-    """Refuses image files of which too many cannot be read, and what cannot be had for a method."""
+    """Refuses image files of which too many cannot be read, weights that cannot be had, and a loss
+    as it was run that these data cannot have."""
     if settings["as_run"]:
         plan_of(settings, recipe, splits)
     parts = (splits.train_images, splits.meta_images, splits.test_images)
@@ -321,16 +322,15 @@ def plan_of(settings, recipe, splits=None):
     The arguments are all there where the `Splits` are given, which some are found by.
     """
     method = METHODS[settings["method"]]
+    asked = inspect.signature(method.from_recipe).parameters
     given = {
         name: settings[name]
         for name in ("as_run", "clean_weight", "fine_tune_epochs")
         if settings[name] is not None and name in method.flags
-    } | {"splits": splits}
-    of_plan = given.keys() & inspect.signature(method.from_recipe).parameters.keys()
-    options, epochs, learning_rate_at = method.from_recipe(
-        recipe, **{name: given[name] for name in of_plan}
-    )
-    options |= {name: given[name] for name in given.keys() - of_plan - {"splits"}}
+    }
+    of_plan = {name: value for name, value in ({"splits": splits} | given).items() if name in asked}
+    options, epochs, learning_rate_at = method.from_recipe(recipe, **of_plan)
+    options |= {name: value for name, value in given.items() if name not in asked}
     return options, epochs, learning_rate_at
 
 

@@ -34,10 +34,12 @@ def mean_over_replicas(tensors):
 def gather_over_replicas(tensor):
     """(N/R, ...) on each of R replicas: the batch's (N, ...), and where this replica's begin.
 
-    XLA knows a sum over the replicas, and no other exchange.
+    XLA knows a sum over the replicas, and no other exchange; a GPU exchanges no int32.
     """
     if count() == 1:
         return tensor, 0
+    if tensor.dtype == tf.int32:
+        tensor = tf.cast(tensor, tf.int64)
     context = tf.distribute.get_replica_context()
     size = tf.shape(tensor)[0]
     start = context.replica_id_in_sync_group * size

@@ -45,10 +45,7 @@ class KeepsSamples(NoisyLabelModel):
 
     def add_sample_weight(self, shape, name):
         """A variable of zeros of the float type, whose rows `rows_of` and `write_rows` take."""
-        variable = self.add_weight(
-            shape=shape, initializer="zeros", trainable=False, autocast=False,
-            aggregation="only_first_replica", name=name,
-        )  # fmt: skip
+        variable = self.add_weight(shape, "zeros", trainable=False, autocast=False, name=name)
         self.sample_variables = [*self.sample_variables, variable]
         return variable
 
@@ -76,6 +73,6 @@ def rows_of(variable, rows):
 
 def write_rows(variable, rows, values):
     """Writes values (B, ...) to the rows of these numbers, int32 (B,), those of all replicas."""
-    rows, _ = gather_over_replicas(tf.cast(rows, tf.int64))  # a GPU exchanges no int32
+    rows, _ = gather_over_replicas(rows)
     values, _ = gather_over_replicas(values)
     variable.value.scatter_update(tf.IndexedSlices(values, rows))
