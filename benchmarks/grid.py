@@ -214,18 +214,16 @@ def group(results, flag):
     return dict(sorted(groups.items()))
 
 
-def table(results, flag, **more):
-    """Markdown: test accuracies, a row a noise, ratio and value of the flag. A column more is a
-    header -> function from a result of the row to its cell."""
-    header = ("noise", flag, "seeds", "best by meta", "last epoch", *more)
+def table(results, flag):
+    """Markdown: test accuracies, a row a noise, ratio and value of the flag."""
+    header = ("noise", flag, "seeds", "best by meta", "last epoch")
     rows = [header, ["---"] * len(header)]
     for (noise, ratio, value), runs in group(results, flag).items():
         seeds = ", ".join(str(run["seed"]) for run in runs)
         accuracies = (
             quote([run[of] for run in runs]) for of in ("test_accuracy", "last_test_accuracy")
         )
-        further = (of(runs[0]) for of in more.values())
-        rows.append((f"{noise}, {ratio:.0%}", str(value), seeds, *accuracies, *further))
+        rows.append((f"{noise}, {ratio:.0%}", str(value), seeds, *accuracies))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

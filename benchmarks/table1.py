@@ -16,8 +16,9 @@ import grid
 
 from mln_keras.methods import METHODS
 
+ROWS = {"best by meta": "test_accuracy", "last epoch": "last_test_accuracy"}  # name in a result
 DEFAULT_METHODS = ("metalabelnet", "cross_entropy")
-PAPER_META_SIZE = 5000
+PAPERS_DATA = {("cifar10", 5000)}  # data set and number of clean images
 PAPER = {  # on CIFAR-10: mean and standard deviation of 4 runs, at each of grid.RATIOS
     "uniform": {
         "cross_entropy": "82.55±0.80 76.31±0.75 65.94±0.44 38.19±0.81",
@@ -50,26 +51,40 @@ PAPER = {  # on CIFAR-10: mean and standard deviation of 4 runs, at each of grid
 }
 
 
-def in_the_paper(result):
-    """The paper's number for the noise, ratio and method of a result; "" where it has none."""
-    numbers = PAPER.get(result["noise"], {}).get(result["method"], "").split()
-    as_there = result["dataset"] == "cifar10" and result["flags"]["meta_size"] == PAPER_META_SIZE
-    of_ratio = dict(zip(grid.RATIOS, numbers)) if as_there else {}
-    return of_ratio.get(result["noise_ratio"], "").replace("±", " ± ")
-
-
 def table(results):
-    """Markdown: a table, or one for each number of clean images where that varies."""
-    by_size = {}
-    for result in results:
-        by_size.setdefault(result["flags"]["meta_size"], []).append(result)
-    tables = {
-        size: grid.table(of_size, "method", paper=in_the_paper)
-        for size, of_size in sorted(by_size.items(), reverse=True)
-    }
-    if len(tables) == 1:
-        return next(iter(tables.values()))
-    return "\n".join(f"{size:,} clean images\n\n{text}" for size, text in tables.items())
+    """Markdown: a table for each noise, and number of clean images where that varies."""
+    groups = {}
+    for result in sorted(results, key=lambda one: (-one["flags"]["meta_size"], one["noise"])):
+        groups.setdefault((result["flags"]["meta_size"], result["noise"]), []).append(result)
+    varies = len({size for size, _ in groups}) > 1
+    return "\n".join(
+        f"{noise} noise{f', {size:,} clean images' * varies}\n\n{_of_noise(noise, of_noise)}"
+        for (size, noise), of_noise in groups.items()
+    )
+
+
+def _of_noise(noise, results):
+    """A column a ratio; of each method what was run, by ROWS, then the paper's, for its data."""
+    data = {(one["dataset"], one["flags"]["meta_size"]) for one in results}
+    papers = PAPER.get(noise, {}) if data == PAPERS_DATA else {}
+    ratios = sorted({one["noise_ratio"] for one in results} | set(grid.RATIOS if papers else ()))
+    rows = [("method", "", *(f"{ratio:.0%}" for ratio in ratios)), ["---"] * (2 + len(ratios))]
+    for method in METHODS:
+        runs = {ratio: [] for ratio in ratios}
+        for one in results:
+            if one["method"] == method:
+                runs[one["noise_ratio"]].append(one)
+        for name, of in ROWS.items() if any(runs.values()) else ():
+            rows.append((method, name, *(_cell(each, of) for each in runs.values())))
+        if method in papers:
+            of_ratio = dict(zip(grid.RATIOS, papers[method].split()))
+            numbers = (of_ratio.get(ratio, "").replace("±", " ± ") for ratio in ratios)
+            rows.append((method, "paper", *numbers))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _cell(runs, of):
+    return f"{grid.quote([one[of] for one in runs])} ({len(runs)})" if runs else ""
 
 
 def parse(argv):

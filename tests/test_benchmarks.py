@@ -196,22 +196,36 @@ def test_a_grid_repeats_no_run_and_goes_on_after_one_that_is_refused(tmp_path, m
     assert out.endswith(table) and table == "\n" + Path("results/table1.md").read_text()
 
 
-def test_the_table_quotes_means_and_the_paper():
+def test_the_table_quotes_means_and_the_paper(monkeypatch):
+    methods = ("metalabelnet", "cross_entropy", "mslg", "fine_tune")
+    monkeypatch.setattr(table1, "METHODS", dict.fromkeys(methods))
     ours = [result(str(seed), test, seed=seed) for seed, test in ((10, 0.8), (2, 0.82))]
     others = [
         result("c", 0.5, noise_ratio=0.35),
-        result("d", 0.3, method="cross_entropy", noise="feature_dependent", noise_ratio=0.8),
-        result("e", 0.3, noise="class_dependent"),
+        result("d", 0.3, method="fine_tune", noise_ratio=0.8),
+        result("e", 0.3, noise="human"),
     ]
     assert table1.table(ours + others).splitlines() == [
-        "| noise | method | seeds | best by meta | last epoch | paper |",
-        "| --- | --- | --- | --- | --- | --- |",
-        "| class_dependent, 40% | metalabelnet | 0 | 30.00 | 20.00 |  |",
-        "| feature_dependent, 80% | cross_entropy | 0 | 30.00 | 20.00 | 23.18 ± 0.55 |",
-        "| uniform, 35% | metalabelnet | 0 | 50.00 | 40.00 |  |",
-        "| uniform, 40% | metalabelnet | 2, 10 | 81.00 ± 1.41 | 71.00 ± 1.41 | 79.03 ± 0.26 |",
+        "human noise",
+        "",
+        "| method |  | 40% |",
+        "| --- | --- | --- |",
+        "| metalabelnet | best by meta | 30.00 (1) |",
+        "| metalabelnet | last epoch | 20.00 (1) |",
+        "",
+        "uniform noise",
+        "",
+        "| method |  | 20% | 35% | 40% | 60% | 80% |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| metalabelnet | best by meta |  | 50.00 (1) | 81.00 ± 1.41 (2) |  |  |",
+        "| metalabelnet | last epoch |  | 40.00 (1) | 71.00 ± 1.41 (2) |  |  |",
+        "| metalabelnet | paper | 83.35 ± 0.17 |  | 79.03 ± 0.26 | 70.60 ± 0.86 | 50.02 ± 0.44 |",
+        "| cross_entropy | paper | 82.55 ± 0.80 |  | 76.31 ± 0.75 | 65.94 ± 0.44 | 38.19 ± 0.81 |",
+        "| mslg | paper | 83.03 ± 0.44 |  | 78.28 ± 1.03 | 71.30 ± 1.54 | 52.43 ± 1.26 |",
+        "| fine_tune | best by meta |  |  |  |  | 30.00 (1) |",
+        "| fine_tune | last epoch |  |  |  |  | 20.00 (1) |",
     ]
-    assert "79.03" not in table1.table([result(dataset="digits")])
+    assert "paper" not in table1.table([result(dataset="digits")])
 
 
 def test_the_paper_has_a_number_for_each_method_noise_and_ratio():
@@ -242,10 +256,12 @@ def test_table_1_by_the_number_of_clean_images(monkeypatch):
         "uniform-0.4-fine_tune-meta_size-100-seed0": ["--meta_size=100", "--batch_size=100"],
     }
     lines = table1.table([result("a", meta_size=500), result("b", meta_size=5000)]).splitlines()
-    assert [line for line in lines if "images" in line] == [
-        "5,000 clean images", "500 clean images"
-    ]
-    assert "79.03" in lines[4] and "79.03" not in lines[-1]  # the paper's had 5,000
+    sizes = [i for i, line in enumerate(lines) if "images" in line]
+    assert [lines[i] for i in sizes] == [
+        "uniform noise, 5,000 clean images", "uniform noise, 500 clean images",
+    ]  # fmt: skip
+    own = [lines[i:j] for i, j in zip(sizes, (sizes[1], None), strict=True)]
+    assert ["paper" in "".join(of_size) for of_size in own] == [True, False]
 
 
 def test_a_noise_that_does_not_exist_is_refused(capsys):
