@@ -271,13 +271,13 @@ class MetaLabelNet(NoisyLabelModel):
         """Mean over the batch, and over the classes where the authors' reduction is asked for."""
         return tf.reduce_mean(losses) / (self.num_classes if self.average_over_classes else 1)
 
-    def soft_labels(self, images, batch_size=1000, *, given_labels=None):
+    def soft_labels(self, images, batch_size=None, *, given_labels=None):
         """The soft labels of images, seen in training or not.
 
         Args:
             images: (N, H, W, channels), of the dtype that the model was trained on, or
                 `ImageFiles`.
-            batch_size: images computed at once.
+            batch_size: images computed at once; None goes by their size, 1,000 small ones.
             given_labels: integers (N,), -1 for none, where `given_label_weight` makes use of them;
                 None leaves them out.
 
@@ -287,13 +287,15 @@ class MetaLabelNet(NoisyLabelModel):
         Raises:
             ArgumentError: before phase 2 has begun, and for images of another shape or dtype.
         """
-        checks.integer("batch_size", batch_size, 1)
+        if batch_size is not None:
+            checks.integer("batch_size", batch_size, 1)
         if self.phase < self.phase_2:
             raise ArgumentError("soft_labels", "the label head learns in phase 2, not yet begun")
         checks.images("images", images, self.image_shape, self.image_dtype)
         labels = np.full(len(images), -1) if given_labels is None else given_labels
         labels = checks.labels("given_labels", labels, len(images), self.num_classes, True)
-        return batches.rows_of(images, self._write_soft_labels, batch_size, "soft labels", labels)
+        size = batch_size or batches.for_inference(images)
+        return batches.rows_of(images, self._write_soft_labels, size, "soft labels", labels)
 
 
 def meta_gradient(model, tape, g, φ, α, meta_batch, moves_batch_norm=True):

@@ -3,12 +3,11 @@
     python benchmarks/figures.py figure3
     python benchmarks/figures.py figure5 --noise_probs cifar10_student_probs.npy
 
-Figure 3 is drawn from the results of table1.py. Figure 4 measures the soft labels of MetaLabelNet
-and of MSLG after each epoch of phase 2. Figures 5, 6 and 7 vary one flag of MetaLabelNet. Picture
+Figure 3 is drawn from the results of table1.py. Figure 4 shows how far the soft labels of
+MetaLabelNet and of MSLG move in an epoch. Figures 5, 6 and 7 vary one flag of MetaLabelNet. Picture
 and CSV lie beside --results. Flags after `--` go to every run.
 """
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -17,13 +16,11 @@ import sys
 from collections.abc import Callable
 
 import grid
-import keras
 import matplotlib.figure
-import numpy as np
 import table1
 
-from mln_keras.command import files, run
-from mln_keras.command.flags import read_flags, settings_of
+from mln_keras.command import files
+from mln_keras.command.checkpoints import CHANGE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +83,16 @@ def figure4(results):
     """Lines: how far soft labels move in an epoch, a run's each; the band is the variance."""
     lines = []
     for one in results:
-        epochs, mean, variance = (
-            np.array([row[of] for row in one["measured"]]) for of in ("epoch", "mean", "variance")
-        )
+        points = [
+            (epoch, mean, mean - variance, mean + variance)
+            for epoch, (mean, variance) in enumerate(
+                zip(*(one["history"][of] for of in CHANGE), strict=True), start=1
+            )
+            if mean is not None
+        ]
         panel = title(one["noise"], one["noise_ratio"])
         name = f"{one['method']}, seed {one['seed']}"
-        lines.append(Line(panel, name, epochs, mean, mean - variance, mean + variance))
+        lines.append(Line(panel, name, *zip(*points, strict=True)))
     return lines
 
 
@@ -126,52 +127,6 @@ def draw(path, lines, xlabel, ylabel):
     files.write_csv(path.with_suffix(".csv"), rows)
 
 
-class SoftLabelChange(keras.callbacks.Callback):
-    """Measures after each epoch of phase 2 how far soft labels are from those an epoch before.
-
-    Args:
-        path: pathlib.Path of a CSV: epoch, mean and variance of the absolute change. A run that
-            goes on goes on in it.
-        images: whose soft labels; of a method that keeps a soft label a sample, its samples'.
-    """
-
-    def __init__(self, path, images):
-        super().__init__()
-        self.path, self.images, self.before = path, images, None
-        self.rows = files.read_csv(path) if path.exists() else []
-
-    def soft_labels(self):
-        if self.model.keeps_samples:
-            return self.model.sample_soft_labels()
-        return self.model.soft_labels(self.images)
-
-    def on_train_begin(self, logs=None):
-        if self.model.phase == 2:  # a run that goes on
-            self.before = self.soft_labels()
-
-    def on_epoch_end(self, epoch, logs=None):
-        if self.model.phase != 2:
-            return
-        now = self.soft_labels()
-        if self.before is not None:
-            change = np.abs(now - self.before)
-            row = {"epoch": epoch + 1, "mean": change.mean(), "variance": change.var()}
-            self.rows = [row for row in self.rows if int(row["epoch"]) <= epoch] + [row]
-            files.write_csv(self.path, self.rows)
-        self.before = now
-
-
-def run_and_measure(argv):
-    """The command line with a `SoftLabelChange`. Errors end it as they are raised."""
-    settings, recipe = settings_of(read_flags(argv))
-    with contextlib.ExitStack() as claims:
-        (settings,), (finished,), splits, strategy = run.prepare(settings, recipe, claims)
-        if finished is None:
-            path = pathlib.Path(settings["output_dir"]) / grid.MEASURED
-            soft_labels = SoftLabelChange(path, splits.train_images)
-            run.run(settings, recipe, splits, [soft_labels], strategy)
-
-
 @dataclasses.dataclass(frozen=True)
 class Figure:
     """How a figure is drawn, and which runs it takes; of MetaLabelNet, unless methods vary."""
@@ -202,7 +157,7 @@ FIGURES = {
 }  # fmt: skip
 
 
-def runs_of(name, figure, arguments):
+def runs_of(figure, arguments):
     arguments.noises = arguments.noises or figure.noises
     arguments.ratios = arguments.ratios or figure.ratios
     varied = {}
@@ -212,14 +167,11 @@ def runs_of(name, figure, arguments):
             grid.flags_of_meta_size(value, arguments.dataset) if is_size
             else [f"--{figure.flag}={value}"]
         )  # fmt: skip
-    measures = (__file__, "run_and_measure")
-    return grid.runs_of(arguments, varied, measures if name == "figure4" else (grid.PROGRAM,))
+    return grid.runs_of(arguments, varied)
 
 
 def main(argv):
     """Returns the exit status: 1 where a run failed."""
-    if argv[:1] == ["run_and_measure"]:
-        return run_and_measure(argv)
     parser, status = grid.parser(__doc__), 0
     parser.add_argument("figure", choices=FIGURES)
     parser.add_argument("--values", nargs="+", type=int, help="of the flag; default: the paper's")
@@ -228,7 +180,7 @@ def main(argv):
     path = arguments.results or pathlib.Path(f"results/{figure.source or name}.jsonl")
     arguments.results = path
     if figure.source is None:
-        runs = runs_of(name, figure, arguments)
+        runs = runs_of(figure, arguments)
         status = grid.main(arguments, runs, lambda results: grid.table(results, figure.flag))
     if figure.source or path.exists():
         lines = figure.lines(grid.read(path))

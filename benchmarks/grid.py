@@ -21,6 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import tensorflow as tf
 
 from mln_keras.command import files
+from mln_keras.command.checkpoints import CHANGE
 from mln_keras.command.recipes import RECIPES
 from mln_keras.command.versions import VERSION
 from mln_keras.data import corruption
@@ -28,8 +29,7 @@ from mln_keras.data import corruption
 PROGRAM = pathlib.Path(__file__).resolve().parents[1] / "mln_keras.py"
 NOISES = ("uniform", "feature_dependent")  # of the paper's CIFAR-10 results
 RATIOS = (0.2, 0.4, 0.6, 0.8)
-ACCURACIES = ("accuracy", "meta_accuracy", "test_accuracy")  # columns of history.csv
-MEASURED = "measured.csv"  # in a run's folder: what a benchmark measured itself, a row an epoch
+COLUMNS = ("accuracy", "meta_accuracy", "test_accuracy", *CHANGE)  # of history.csv
 
 
 def parser(description):
@@ -181,14 +181,14 @@ def _visible_gpus():
 
 def collect(name, directory):
     """A finished run's result, a dict: its result.json without paths; `run`, its name; `history`,
-    its `ACCURACIES` by epoch, lists; and `measured`, the rows of its `MEASURED`, if it has that."""
+    those of `COLUMNS` that it has, by epoch, lists with None for what is not there yet."""
     result = json.loads((directory / name / "result.json").read_text())
     result["flags"] |= dict.fromkeys(("data_dir", "noise_probs", "output_dir"))
     rows = files.read_csv(directory / name / "history.csv")
-    result["history"] = {of: [round(float(row[of]), 4) for row in rows] for of in ACCURACIES}
-    if (directory / name / MEASURED).exists():
-        rows = files.read_csv(directory / name / MEASURED)
-        result["measured"] = [{of: float(value) for of, value in row.items()} for row in rows]
+    result["history"] = {
+        of: [float(f"{float(row[of]):.4g}") if row[of] else None for row in rows]
+        for of in COLUMNS if of in rows[0]
+    }  # fmt: skip
     return {"run": name} | result
 
 

@@ -15,8 +15,10 @@ import tensorflow as tf
 from mln_keras.command.files import atomic_write, remove, write_csv, write_json
 from mln_keras.command.terminal import say
 from mln_keras.command.versions import VERSION
+from mln_keras.data.checks import ArgumentError
 
 CHECKPOINT_SECONDS = 30
+CHANGE = ("soft_label_change", "soft_label_change_variance")
 
 
 def save_checkpoint(directory, model, state, best):
@@ -88,9 +90,10 @@ def best_weights(directory, epoch):
 
 
 class SoftLabelChange(keras.callbacks.Callback):
-    """Logs `soft_label_change`, as Figure 4 of the paper; None in phase 1.
+    """Logs `soft_label_change` and `soft_label_change_variance`, as Figure 4 of the paper.
 
-    That is the mean absolute difference of the soft labels from those an epoch before.
+    They are the mean and the variance of the absolute differences of the soft labels from those an
+    epoch before; None until the soft labels begin.
 
     Args:
         images: training images (N, H, W, channels), of which at most `MOST_IMAGES` count.
@@ -101,23 +104,47 @@ class SoftLabelChange(keras.callbacks.Callback):
 
     def __init__(self, images, given_labels):
         super().__init__()
-        places = np.linspace(0, len(images) - 1, min(len(images), self.MOST_IMAGES)).astype(int)
-        self._images, self._given_labels = images[places], given_labels[places]
+        rows = np.linspace(0, len(images) - 1, min(len(images), self.MOST_IMAGES)).astype(int)
+        self._rows, self._images, self._given_labels = rows, images[rows], given_labels[rows]
         self._before = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self._before is None:  # phase 2 begins, or goes on after a stop
+        if self._before is None:  # soft labels begin, or go on after a stop
             self._before = self._soft_labels()
 
     def on_epoch_end(self, epoch, logs=None):
         before, self._before = self._before, self._soft_labels()
-        change = None if before is None else float(np.nanmean(np.abs(self._before - before)))
-        logs["soft_label_change"] = change
+        mean = variance = None
+        if before is not None:
+            change = np.abs(self._before - before)
+            mean, variance = float(np.nanmean(change)), float(np.nanvar(change))
+        logs |= dict(zip(CHANGE, (mean, variance), strict=True))
 
     def _soft_labels(self):
-        if self.model.phase < self.model.phase_2:
+        try:
+            return soft_labels_of(self.model, self._images, self._given_labels, self._rows)
+        except ArgumentError:  # they have not begun
             return None
-        return self.model.soft_labels(self._images, given_labels=self._given_labels)
+
+
+def soft_labels_of(model, images, given_labels, rows=slice(None)):
+    """The soft labels of training samples, float32 (n, C).
+
+    Args:
+        model: one that `has_soft_labels`.
+        images, given_labels: of the samples.
+        rows: which of all training samples they are.
+
+    Raises:
+        ArgumentError: before the soft labels begin.
+    """
+    if model.keeps_samples:
+        return model.sample_soft_labels()[rows]
+    return model.soft_labels(images, given_labels=given_labels)
+
+
+def has_soft_labels(model):
+    return model.keeps_samples or hasattr(model, "soft_labels")
 
 
 def best_row(rows, chosen_from):
@@ -168,7 +195,7 @@ class RunRecorder(keras.callbacks.Callback):
             "learning_rate": logs["learning_rate"],
             "loss": logs["loss"],
             "accuracy": logs["accuracy"],
-            **{name: logs[name] for name in (*names, "soft_label_change") if name in logs},
+            **{name: logs[name] for name in (*names, *CHANGE) if name in logs},
             "meta_set_loss": meta_loss,
             "meta_accuracy": meta_accuracy,
             "test_loss": test_loss,

@@ -285,7 +285,7 @@ def _recorders(settings, recipe, model, splits, state):
         "test": model.evaluation(splits.test_images, splits.test_labels, size, recipe.top_k),
     }
     callbacks = []
-    if hasattr(model, "soft_labels"):
+    if checkpoints.has_soft_labels(model):
         callbacks.append(checkpoints.SoftLabelChange(splits.train_images, splits.given_labels))
     recorder = checkpoints.RunRecorder(
         settings["output_dir"], settings, held_out, state, recipe.top_k
@@ -296,12 +296,9 @@ def _recorders(settings, recipe, model, splits, state):
 def _write_files(settings, recipe, splits, model, recorder, strategy):
     """Writes what a trained model leaves behind; returns the content of result.json."""
     directory = settings["output_dir"]
-    if hasattr(model, "soft_labels"):
-        given, size = splits.given_labels, batches.for_inference(splits.train_images)
-        soft_labels = model.soft_labels(splits.train_images, size, given_labels=given)
-        results.write_soft_labels(directory, splits, soft_labels)
-    if model.keeps_samples:
-        results.write_soft_labels(directory, splits, model.sample_soft_labels())
+    if checkpoints.has_soft_labels(model):
+        of_all = checkpoints.soft_labels_of(model, splits.train_images, splits.given_labels)
+        results.write_soft_labels(directory, splits, of_all)
     _, epochs, _ = plan_of(settings, recipe)
     return results.write_results(
         directory,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 
-from mln_keras.command import checkpoints, files
 from mln_keras.command.versions import VERSION
 from mln_keras.data.source import Splits
 from mln_keras.methods import METHODS
@@ -152,12 +152,10 @@ def test_an_interrupted_grid_begins_no_other_run(tmp_path, monkeypatch):
 
 def test_results_hold_accuracies_by_epoch_and_no_paths(fake, tmp_path):
     grid.train(fake(a=0.2), Path("runs"), 1)
-    (tmp_path / "runs" / "a" / grid.MEASURED).write_text("epoch,mean\n2,0.5\n3,0.25\n")
     found = grid.collect("a", Path("runs"))
     assert found["history"] == {
         "accuracy": [0.1], "meta_accuracy": [0.2], "test_accuracy": [0.1235]
     }  # fmt: skip
-    assert found["measured"] == [{"epoch": 2, "mean": 0.5}, {"epoch": 3, "mean": 0.25}]
     assert "/home/me" not in json.dumps(found) and found["flags"]["seed"] == 0
 
 
@@ -293,7 +291,7 @@ def test_figures_vary_one_flag_over_the_papers_values(monkeypatch):
         assert len(found) == count
         for name, (program, *flags) in found.items():
             assert flags[-1] == "-x"
-            assert (Path(program).name == "figures.py") == (figure == "figure4")
+            assert program == grid.PROGRAM
             assert ("feature_dependent" in name) == ("--noise_probs=p.npy" in flags)
             assert ("--batch_size=100" in flags) == ("meta_size-100-" in name)
     found.clear()
@@ -333,63 +331,26 @@ def test_a_figure_has_the_accuracies_by_the_value_of_its_flag(tmp_path):
 
 
 def test_figure_4_has_a_line_a_run_and_its_variance_around_it(tmp_path):
-    measured = [{"epoch": 46.0, "mean": 0.5, "variance": 0.25}]
-    rows = draw("figure4", [result("a", measured=measured, seed=3)], tmp_path)
-    assert rows == ['"uniform noise, 40%","metalabelnet, seed 3",46,0.5,0.25,0.75']
-
-
-def test_soft_labels_are_measured_against_those_an_epoch_before(tmp_path):
-    """Also where a run goes on from an epoch that it had measured beyond."""
-    path = tmp_path / grid.MEASURED
-
-    def train(*epochs, phase):
-        """Epochs are (number, phase, the soft labels after it); the first says what was before."""
-        change = figures.SoftLabelChange(path, "images")
-        change.set_model(types.SimpleNamespace(phase=phase, keeps_samples=False))
-        for epoch, of_phase, labels in epochs:
-            change.model.phase = of_phase if epoch else phase
-            change.model.soft_labels = lambda images, now=labels: np.array([[now, 0.0]])
-            change.on_epoch_end(epoch - 1) if epoch else change.on_train_begin()
-        return path.read_text().splitlines()[1:] if path.exists() else []
-
-    assert train((0, 1, 9), (1, 1, 9), (2, 2, 0.5), phase=1) == []
-    train((0, 1, 9), (1, 1, 9), (2, 2, 0.5), (3, 2, 0.75), (4, 2, 1.75), phase=1)
-    assert path.read_text() == "epoch,mean,variance\n3,0.125,0.015625\n4,0.5,0.25\n"
-    rows = train((0, 2, 0.75), (4, 2, 1.25), phase=2)
-    assert rows == ["3,0.125,0.015625", "4,0.25,0.0625"]
-
-
-class InterruptedInEpoch4(checkpoints.RunRecorder):
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 3:
-            raise KeyboardInterrupt
+    history = {"soft_label_change": [None, 0.5], "soft_label_change_variance": [None, 0.25]}
+    rows = draw("figure4", [result("a", history=history, seed=3)], tmp_path)
+    assert rows == ['"uniform noise, 40%","metalabelnet, seed 3",2,0.5,0.25,0.75']
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["metalabelnet", "mslg"])
-def test_a_run_of_figure_4_measures_its_last_change_and_goes_on(tmp_path, monkeypatch, method):
-    def train(directory, epochs):
-        figures.main([
-            "run_and_measure", "--dataset=digits", "--warmup_epochs=1", f"--epochs={epochs}",
-            f"--method={method}",
-            "--unlabeled_size=900", "--resume", f"--output_dir={tmp_path / directory}",
-        ])  # fmt: skip
-        with np.load(tmp_path / directory / "soft_labels.npz") as file:
+def test_a_run_of_figure_4_ends_with_its_last_change(fake, tmp_path, method):
+    def train(epochs):
+        directory = tmp_path / f"{method}{epochs}"
+        assert runs.main("--warmup_epochs=1", f"--epochs={epochs}", f"--method={method}",
+                         f"--output_dir={directory}") == 0  # fmt: skip
+        with np.load(directory / "soft_labels.npz") as file:
             return file["soft_labels"]
 
-    change = np.abs(train("4", epochs=4) - train("3", epochs=3))
-    row = files.read_csv(tmp_path / "4" / grid.MEASURED)[-1]
-    assert row["epoch"] == "4" and change.mean() > 0.001
-    assert float(row["mean"]) == pytest.approx(change.mean(), rel=1e-4)
-    assert float(row["variance"]) == pytest.approx(change.var(), rel=1e-4)
-
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoints, "RunRecorder", InterruptedInEpoch4)
-        train("interrupted", epochs=4)
-    train("interrupted", epochs=4)
-    whole, interrupted = (tmp_path / name / grid.MEASURED for name in ("4", "interrupted"))
-    assert interrupted.read_text() == whole.read_text()
+    change = np.abs(train(4) - train(3))
+    history = grid.collect(f"{method}4", tmp_path)["history"]
+    assert history["soft_label_change"][0] is None and change.mean() > 0.001
+    assert history["soft_label_change"][-1] == pytest.approx(change.mean(), rel=1e-3)
+    assert history["soft_label_change_variance"][-1] == pytest.approx(change.var(), rel=1e-3)
 
 
 # ---- wrong labels --------------------------------------------------------------------------------

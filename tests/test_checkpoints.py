@@ -9,6 +9,7 @@ from runs import SHORT, model_of, names, splits_of
 
 from mln_keras.command import checkpoints, results
 from mln_keras.command.files import read_csv
+from mln_keras.data.checks import ArgumentError
 from mln_keras.training.phases import Phase
 
 LOGS = {"learning_rate": 0.1, "loss": 0.2, "accuracy": 0.3}
@@ -70,25 +71,33 @@ def test_the_columns_of_the_history_are_those_of_keras(tmp_path):
     ]  # fmt: skip
 
 
-def test_soft_labels_change_by_their_mean_absolute_difference():
-    counted = iter([0.5, 0.7, 0.6])
-    phase = tf.Variable(1)
+@pytest.mark.parametrize("keeps_samples", [False, True])
+def test_soft_labels_change_by_the_mean_and_variance_of_their_differences(keeps_samples):
+    """Also of a method that keeps the soft label of each sample."""
+    counted = iter([(0.5, 0.5), (0.7, 0.6), (0.6, 0.6)])  # and of the first half
     images, labels = np.arange(5000)[:, None] * np.ones(4), np.arange(5000)
 
     def soft_labels(x, given_labels):
+        if model.phase < 3:
+            raise ArgumentError("soft_labels", "not yet begun")
         np.testing.assert_array_equal(x[:, 0], given_labels)
-        return np.full(x.shape, next(counted))
+        value, half = next(counted)
+        return np.where(x < 2500, half, value)
 
-    model = types.SimpleNamespace(phase=phase, phase_2=3, soft_labels=soft_labels)
+    model = types.SimpleNamespace(keeps_samples=keeps_samples)
+    if keeps_samples:
+        model.sample_soft_labels = lambda: soft_labels(images, labels)
+    else:
+        model.soft_labels = soft_labels
     callback = checkpoints.SoftLabelChange(images, labels)
     callback.set_model(model)
     found = []
     for epoch, number in enumerate((2, 3, 3)):
-        phase.assign(number)
+        model.phase = number
         callback.on_epoch_begin(epoch)
         callback.on_epoch_end(epoch, logs := {})
-        found.append(logs["soft_label_change"])
-    assert found == [None, pytest.approx(0.2), pytest.approx(0.1)]
+        found += logs["soft_label_change"], logs["soft_label_change_variance"]
+    assert found == [None, None, *map(pytest.approx, (0.15, 0.05**2, 0.05, 0.05**2))]
     assert callback._before.shape == (2000, 4)
 
 
