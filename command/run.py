@@ -38,8 +38,8 @@ def main(argv=None):
         argv: the program's name and its flags; `sys.argv` unless given.
 
     Returns:
-        The exit status: 2 for bad input, 1 for a loss that is not finite and for what cannot be
-        written, 130 for Ctrl-C, 141 where nobody reads standard output any more.
+        The exit status: 2 for bad input, 1 for a loss that is not finite, too little memory
+        and what cannot be written, 130 for Ctrl-C, 141 where nobody reads standard output any more.
     """
     try:
         before_keras.imports_are_done()
@@ -57,6 +57,9 @@ def main(argv=None):
     except ValueError as error:
         complain(error)
         return 2
+    except MemoryError as error:
+        complain(f"not enough memory: {error}")
+        return 1
     except StdoutError as error:
         complain(f"cannot write to standard output ({error})")
         return 1

@@ -43,9 +43,12 @@ def in_one_line():
 
     Raises:
         ValueError: naming the argument or the file. Another error stays as it is.
+        MemoryError: where the device has too little.
     """
     try:
         yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise MemoryError(f"a smaller batch_size needs less memory ({short(error)})") from None
     except tf.errors.OpError as error:
         text = str(error)
         if found := ASSERTED.search(text):

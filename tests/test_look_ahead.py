@@ -138,6 +138,22 @@ def test_what_phase_2_cannot_do_is_known_before_the_warm_up(images):
     np.testing.assert_equal(values(model), before)
 
 
+@keras.saving.register_keras_serializable("test_look_ahead")
+class Large(MetaLabelNet):
+    """Phase 2 takes 128 TiB."""
+
+    def classification_loss(self, logits, soft_label_logits):
+        return super().classification_loss(logits, soft_label_logits) + tf.reduce_sum(
+            tf.random.uniform((2**45,))
+        )
+
+
+def test_that_phase_2_has_too_little_memory_is_known_before_the_warm_up(images):
+    model = compiled(network(), cls=Large)
+    with pytest.raises(MemoryError, match=r"^a smaller batch_size needs less memory \(.*OOM"):
+        fit(model, images)
+
+
 def test_trying_phase_2_leaves_no_trace(images, monkeypatch):
     ends = []
     for tried in (True, False):

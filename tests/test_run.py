@@ -583,6 +583,16 @@ def test_a_closed_pipe_is_no_full_disk(tmp_path, capsys, monkeypatch):
     assert "cannot write to" not in capsys.readouterr().err
 
 
+def test_too_little_memory_is_one_line(tmp_path, capsys, monkeypatch):
+    def large(*_):
+        return tf.reduce_sum(tf.random.uniform((2**45,)))
+
+    monkeypatch.setattr(mln_keras.MetaLabelNet, "classification_loss", large)
+    assert main(*SHORT, "--method", "metalabelnet", "--output_dir", tmp_path / "out") == 1
+    line = capsys.readouterr().err.strip()
+    assert "not enough memory: a smaller batch_size" in line and "\n" not in line
+
+
 def test_ctrl_c_before_training_is_one_line(tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -409,6 +409,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
                 come up).
             ValueError: before `compile`.
             FloatingPointError: where the loss is not finite, with epoch and step.
+            MemoryError: where the device has too little memory.
             ConnectionError: where another worker has ended.
 
         Warns:
@@ -567,7 +568,7 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         try:
             for phase in tried:
                 programs.try_program(self, self._functions, make(*phase), self.training_state())
-        except ArgumentError as error:
+        except programs.CannotTrainError as error:
             if not self._compiles_replicas:
                 raise
             text = f"XLA does not compile the program of a replica, which is then slower ({error})"

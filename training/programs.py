@@ -94,6 +94,10 @@ class TrainFunctions:
         self._kept = {key: kept for key, kept in self._kept.items() if not kept[1]}
 
 
+class CannotTrainError(ArgumentError):
+    """Of a program that TensorFlow cannot trace or run, or XLA not compile."""
+
+
 def try_program(model, functions, program, variables):
     """Runs one call of a program, and takes back what it changed.
 
@@ -106,7 +110,9 @@ def try_program(model, functions, program, variables):
         variables: all that a step changes, a list.
 
     Raises:
-        ArgumentError: with what TensorFlow says, in one line.
+        CannotTrainError: with what TensorFlow says, in one line.
+        ArgumentError: for an argument that is found wrong on the way.
+        MemoryError: where the device has too little.
     """
     before = [tf.identity(variable) for variable in variables]
     functions.use(model, program)
@@ -118,11 +124,11 @@ def try_program(model, functions, program, variables):
                 zeros = tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), spec)
                 batch = tf.data.Dataset.from_tensors(zeros).repeat()
             model.train_function(iter(model.shared(batch, is_endless=True)))
-    except ArgumentError:
+    except (ArgumentError, MemoryError):
         raise
     except Exception as error:  # of tracing, of XLA, of the user's layers; of no common class
         phase = model.phases()[program.number - 1].name
-        raise ArgumentError(
+        raise CannotTrainError(
             "classifier", f"{phase} cannot train it ({tensorflow_errors.short(error)})"
         ) from error
     finally:
