@@ -180,10 +180,17 @@ def _visible_gpus():
 
 
 def collect(name, directory):
-    """A finished run's result, a dict: its result.json without paths; `run`, its name; `history`,
+    """A finished run's result, a dict: its result.json without folders; `run`, its name; `history`,
     its `ACCURACIES` by epoch, lists; and `measured`, the rows of its `MEASURED`, if it has that."""
     result = json.loads((directory / name / "result.json").read_text())
-    result["flags"] |= dict.fromkeys(("data_dir", "noise_probs", "output_dir"))
+    flags = result["flags"]
+    flags |= dict.fromkeys(("data_dir", "output_dir"))
+    named = (flags.get(of) for of in ("weights", "noise_probs", "noise_labels"))
+    for file in (*named, *(flags.get("corrections") or ())):
+        if isinstance(file, dict):
+            file["file"] = None
+    unreadable = result.get("unreadable_files", {})
+    unreadable |= {of: list(map(os.path.basename, paths)) for of, paths in unreadable.items()}
     rows = files.read_csv(directory / name / "history.csv")
     result["history"] = {of: [round(float(row[of]), 4) for row in rows] for of in ACCURACIES}
     if (directory / name / MEASURED).exists():

@@ -154,7 +154,7 @@ def load_splits(settings, recipe):
         settings["noise_ratio"],
         settings["seed"],
         data_dir=settings["data_dir"],
-        probabilities_file=settings["noise_probs"],
+        probabilities_file=settings["noise_probs"] and settings["noise_probs"]["file"],
         labels_file=settings["noise_labels"] and settings["noise_labels"]["file"],
         network=recipe.network(),
         build_teacher=recipe.classifier,

@@ -1,7 +1,6 @@
 """Labels of the training samples in a file of their own (the flag --noise_labels)."""
 
 import csv
-import hashlib
 import io
 import re
 import zipfile
@@ -19,12 +18,6 @@ def split_name(name):
     """(path, key) of "FILE.npz:KEY" or "FILE.csv:COLUMN"; the key is None where there is none."""
     found = re.fullmatch(r"(.+\.(?:npz|csv)):([^:/\\]+)", name, re.IGNORECASE)
     return found.groups() if found else (name, None)
-
-
-def identify(name):
-    """What tells the file from one with other labels: a dict of its name and its SHA-256."""
-    content = checks.content(FLAG, split_name(name)[0])
-    return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def read(name, source):

@@ -185,11 +185,16 @@ def preprocessed(images, preprocess_input):
     return layers.Rescaling(scales.tolist(), offset=black.tolist(), dtype="float32")(images)
 
 
+def check_is_file(weights):
+    """Refuses weights that are neither a file nor one of the words for others."""
+    if not os.path.isfile(weights):
+        raise ArgumentError("weights", f"expected imagenet, a file or none, received {weights!r}")
+
+
 def _load_weights(network, path):
     if path is None:
         return
-    if not os.path.isfile(path):
-        raise ArgumentError("weights", f"expected imagenet, a file or none, received {path!r}")
+    check_is_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # of weights that stay as they are

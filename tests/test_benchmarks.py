@@ -161,6 +161,28 @@ def test_results_hold_accuracies_by_epoch_and_no_paths(fake, tmp_path):
     assert "/home/me" not in json.dumps(found) and found["flags"]["seed"] == 0
 
 
+def test_results_name_files_by_their_content(fake):
+    def at(name):
+        return {"file": f"/home/me/{name}", "sha256": name}
+
+    grid.train(fake(a=0.2), Path("runs"), 1)
+    path = Path("runs", "a", "result.json")
+    left = json.loads(path.read_text()) | {"unreadable_files": {"train": ["/home/me/x/a.jpg"]}}
+    left["flags"] |= {name: at(name) for name in ("weights", "noise_labels", "noise_probs")}
+    left["flags"]["corrections"] = [at("first"), at("next")]
+    path.write_text(json.dumps(left))
+    found = grid.collect("a", Path("runs"))
+    assert "/home/me" not in json.dumps(found)
+    assert found["unreadable_files"] == {"train": ["a.jpg"]}
+    for name in ("weights", "noise_labels", "noise_probs"):
+        assert found["flags"][name] == {"file": None, "sha256": name}
+    assert [file["sha256"] for file in found["flags"]["corrections"]] == ["first", "next"]
+    for weights in ("imagenet", "none"):
+        left["flags"]["weights"] = weights
+        path.write_text(json.dumps(left))
+        assert grid.collect("a", Path("runs"))["flags"]["weights"] == weights
+
+
 # ---- Table I ------------------------------------------------------------------------------------
 
 
