@@ -335,6 +335,11 @@ def write_npy(array, **options):
 
 
 GOOD = np.full((1197, 10), 0.1)
+def write_npy_without_bracket(path):
+    np.save(path, GOOD)
+    path.write_bytes(path.read_bytes().replace(b"), }", b"   }"))
+
+
 BAD_PROBS = {
     "missing": (lambda path: None, " cannot be read: No such file"),
     "no .npy": (lambda path: path.write_text("0.1,0.9\n"), " is not a whole .npy"),
@@ -342,6 +347,7 @@ BAD_PROBS = {
     "cut short": (
         lambda path: (np.save(path, GOOD), os.truncate(path, 900)), " is not a whole .npy"
     ),
+    "damaged header": (write_npy_without_bracket, " is not a whole .npy"),
     "other shape": (write_npy(GOOD[:1000]), ": expected shape (1197, 10), received (1000, 10)"),
     "integers": (write_npy(np.eye(10, dtype=int)[np.zeros(1197, int)]), ": expected floats, "),
     "nan": (write_npy(np.where(np.arange(10) == 3, np.nan, GOOD)), ": expected finite numbers"),
