@@ -8,8 +8,9 @@ from absl import flags
 
 from mln_keras.command import devices
 from mln_keras.command.recipes import RECIPES
-from mln_keras.data import YOURS, checks, corruption, label_files
+from mln_keras.data import checks, corruption, label_files
 from mln_keras.data.checks import ArgumentError
+from mln_keras.data.loaders import YOURS
 from mln_keras.layers.backbones import OWN, check_is_file, known_name
 from mln_keras.methods import METHODS
 

@@ -15,8 +15,9 @@ from runs import FILES, OF_SOFT_LABELS, main, names, read_history, read_result, 
 
 from mln_keras.command import files, run
 from mln_keras.command.files import read_csv
-from mln_keras.data import LOADERS, label_files, lists
+from mln_keras.data import label_files, lists
 from mln_keras.data.checks import ArgumentError
+from mln_keras.data.loaders import LOADERS
 from mln_keras.data.source import make_splits
 
 pytestmark = pytest.mark.filterwarnings("ignore:the meta set holds")

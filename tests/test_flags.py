@@ -17,7 +17,8 @@ from runs import RUN, SHORT, main, model_of, settings_and_recipe, splits_of
 from mln_keras import MetaLabelNet
 from mln_keras.command import output_dir
 from mln_keras.command.recipes import RECIPES, Recipe
-from mln_keras.data import LOADERS, digits, teacher
+from mln_keras.data import digits, teacher
+from mln_keras.data.loaders import LOADERS
 from mln_keras.layers import RandomFlipCrop
 from mln_keras.methods import METHODS, CrossEntropy
 
