@@ -40,7 +40,7 @@ def parser(description):
     add = made.add_argument
     add("--results", type=pathlib.Path, help="JSON lines; default: results/NAME.jsonl")
     add("--dataset", default="cifar10")
-    add("--noises", nargs="+", choices=corruption.NAMES, help="default: the paper's")
+    add("--noises", nargs="+", choices=corruption.MADE, help="default: the paper's")
     add("--ratios", nargs="+", type=float, help="default: the paper's")
     add("--seeds", nargs="+", type=int, default=[0])
     add("--noise_probs", help="the teacher's probabilities, for feature-dependent noise")
