@@ -336,6 +336,8 @@ def write_npy(array, **options):
 
 
 GOOD = np.full((1197, 10), 0.1)
+
+
 def write_npy_without_bracket(path):
     np.save(path, GOOD)
     path.write_bytes(path.read_bytes().replace(b"), }", b"   }"))

@@ -234,8 +234,10 @@ def test_class_names_are_no_mathematics(tmp_path, monkeypatch, name):
 
 
 def test_the_curves_are_those_of_the_history(tmp_path, monkeypatch):
-    rows = [{"epoch": i + 1, "phase": p, "test_accuracy": t, "meta_accuracy": m}
-            for i, (p, t, m) in enumerate([(1, 0.5, 0.6), (3, 0.7, 0.9), (4, 0.8, 0.85)])]
+    rows = [
+        {"epoch": i + 1, "phase": p, "test_accuracy": t, "meta_accuracy": m}
+        for i, (p, t, m) in enumerate([(1, 0.5, 0.6), (3, 0.7, 0.9), (4, 0.8, 0.85)])
+    ]
     write_csv(tmp_path / "history.csv", rows)
     result = results.summarize(rows, 1) | {
         "method": "metalabelnet", "warmup_epochs": 1, "dataset": "digits", "noise": "uniform",
