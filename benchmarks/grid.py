@@ -40,7 +40,7 @@ def parser(description):
     add = made.add_argument
     add("--results", type=pathlib.Path, help="JSON lines; default: results/NAME.jsonl")
     add("--dataset", default="cifar10")
-    add("--noises", nargs="+", choices=corruption.NAMES, help="default: the paper's")
+    add("--noises", nargs="+", choices=corruption.MADE, help="default: the paper's")
     add("--ratios", nargs="+", type=float, help="default: the paper's")
     add("--seeds", nargs="+", type=int, default=[0])
     add("--noise_probs", help="the teacher's probabilities, for feature-dependent noise")
@@ -180,10 +180,17 @@ def _visible_gpus():
 
 
 def collect(name, directory):
-    """A finished run's result, a dict: its result.json without paths; `run`, its name; `history`,
+    """A finished run's result, a dict: its result.json without folders; `run`, its name; `history`,
     those of `COLUMNS` that it has, by epoch, lists with None for what is not there yet."""
     result = json.loads((directory / name / "result.json").read_text())
-    result["flags"] |= dict.fromkeys(("data_dir", "noise_probs", "output_dir"))
+    flags = result["flags"]
+    flags |= dict.fromkeys(("data_dir", "output_dir"))
+    named = (flags.get(of) for of in ("weights", "noise_probs", "noise_labels"))
+    for file in (*named, *(flags.get("corrections") or ())):
+        if isinstance(file, dict):
+            file["file"] = None
+    unreadable = result.get("unreadable_files", {})
+    unreadable |= {of: list(map(os.path.basename, paths)) for of, paths in unreadable.items()}
     rows = files.read_csv(directory / name / "history.csv")
     result["history"] = {
         of: [float(f"{float(row[of]):.4g}") if row[of] else None for row in rows]

@@ -19,9 +19,9 @@ import sys
 import keras
 import numpy as np
 import tensorflow as tf
-from step_time import Clock
+from step_time import Clock, build_model
 
-from mln_keras import MetaLabelNet, layers
+from mln_keras import MetaLabelNet
 from mln_keras.command.versions import versions
 from mln_keras.command.xla import configure_xla
 
@@ -85,16 +85,11 @@ def measure(arguments, network, size, steps, gpus):
     strategy = tf.distribute.get_strategy()
     if gpus > 1:
         strategy = tf.distribute.MirroredStrategy(devices)
-    keras.config.set_dtype_policy("mixed_bfloat16" if arguments.mixed_precision else "float32")
-    keras.utils.set_random_seed(0)
     epochs, batch_size = 1 + arguments.epochs, size * gpus
+    side = 32 if network == "cnn8" else 224
     with strategy.scope():
-        side = 32 if network == "cnn8" else 224
-        classifier = layers.backbone(network, 10, (side, side, 3))
-        augmentation = layers.RandomFlipCrop(4 if side == 32 else 0, vertical_flip=side == 32)
-        model = MetaLabelNet(classifier, epochs, augmentation=augmentation)
-        model.compile(
-            keras.optimizers.SGD(1e-2, momentum=0.9),
+        model = build_model(
+            network, side, epochs, mixed_precision=arguments.mixed_precision,
             jit_compile=arguments.jit_compile, steps_per_execution=steps,
         )  # fmt: skip
     rng = np.random.default_rng(0)

@@ -29,9 +29,9 @@ from mln_keras.command.xla import configure_xla
 from mln_keras.data import batches, image_files
 from mln_keras.training.keras_private import all_layers
 
+RESIZED = {224: 256, 299: 320}  # before the centre is taken, Section IV-B
 # The arithmetic of a step in forward passes, a backward pass being 2: f(x) and its gradient; in
 # phase 2 forward passes of g(x), f(x) and f at θ̂, three backward, and 2 for the gradient through θ̂.
-RESIZED = {224: 256, 299: 320}  # before the centre is taken, Section IV-B
 PASSES = {"cross-entropy": 3, "phase 2": 11}
 
 
@@ -66,20 +66,15 @@ def epochs_of(arguments):
     return spans
 
 
-def build_model(arguments, warmup_epochs):
-    if arguments.jit_compile:
-        configure_xla()
-    keras.config.set_dtype_policy("mixed_bfloat16" if arguments.mixed_precision else "float32")
+def build_model(network, side, warmup_epochs, *, mixed_precision, **of_steps):
+    """A MetaLabelNet for ten classes; `of_steps` are further arguments of its `compile`."""
+    keras.config.set_dtype_policy("mixed_bfloat16" if mixed_precision else "float32")
     keras.utils.set_random_seed(0)
-    classifier = layers.backbone(arguments.network, 10, (arguments.side, arguments.side, 3))
-    is_small = arguments.side <= 32
+    classifier = layers.backbone(network, 10, (side, side, 3))
+    is_small = side <= 32
     augmentation = layers.RandomFlipCrop(4 if is_small else 0, vertical_flip=is_small)
     model = MetaLabelNet(classifier, warmup_epochs, augmentation=augmentation)
-    model.compile(
-        keras.optimizers.SGD(1e-2, momentum=0.9),
-        jit_compile=arguments.jit_compile,
-        steps_per_execution=arguments.steps_per_execution,
-    )
+    model.compile(keras.optimizers.SGD(1e-2, momentum=0.9), **of_steps)
     return model
 
 
@@ -211,7 +206,12 @@ def main(argv):
     arguments = parse(argv)
     spans = epochs_of(arguments)
     epochs = max(span.stop for span in spans.values())
-    model = build_model(arguments, warmup_epochs=epochs // 2)
+    if arguments.jit_compile:
+        configure_xla()
+    model = build_model(
+        arguments.network, arguments.side, epochs // 2, mixed_precision=arguments.mixed_precision,
+        jit_compile=arguments.jit_compile, steps_per_execution=arguments.steps_per_execution,
+    )  # fmt: skip
     clock = Clock([span.start for name, span in spans.items() if name.endswith("profile")])
     steps = (arguments.files or arguments.images) // arguments.batch_size
     with tempfile.TemporaryDirectory() as directory:

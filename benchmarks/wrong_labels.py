@@ -145,7 +145,7 @@ def out_of_fold(argv):
                 splits.train_images[fold_of == fold], batch_size=BATCH, verbose=0
             )
         keep(directory, splits, out_of_fold=probabilities)
-        for name in ("result.json", "history.csv"):  # of the last fold, for what the runs tell
+        for name in ("history.csv", "result.json"):  # of the last fold; the last one ends the run
             (own / name).rename(directory / name)
 
 

@@ -8,9 +8,10 @@ from absl import flags
 
 from mln_keras.command import devices
 from mln_keras.command.recipes import RECIPES
-from mln_keras.data import YOURS, checks, corrections, corruption, label_files
+from mln_keras.data import checks, corruption, label_files
 from mln_keras.data.checks import ArgumentError
-from mln_keras.layers.backbones import OWN, known_name
+from mln_keras.data.loaders import YOURS
+from mln_keras.layers.backbones import OWN, check_is_file, known_name
 from mln_keras.methods import METHODS
 
 
@@ -134,7 +135,8 @@ def settings_of(given):
         given: dict, as `read_flags` returns it.
 
     Returns:
-        (dict of every flag, where the demonstration has no method; Recipe).
+        (dict of every flag, where the demonstration has no method, and where a file is a dict of
+        its name, `file`, and its `sha256`; Recipe).
 
     Raises:
         ArgumentError: for flags that are out of range or contradict each other.
@@ -150,6 +152,8 @@ def settings_of(given):
     settings = {n: defaults.get(n) if value is None else value for n, value in given.items()}
     for name in ("data_dir", "noise_probs", "noise_labels", "weights", "output_dir"):
         settings[name] = settings[name] and os.path.expanduser(settings[name])
+    if settings["corrections"]:
+        settings["corrections"] = [os.path.expanduser(path) for path in settings["corrections"]]
     checks.one_of("dataset", settings["dataset"], RECIPES)
     if settings["dataset"] in YOURS and settings["data_dir"]:
         settings["data_dir"] = os.path.abspath(settings["data_dir"])
@@ -168,11 +172,23 @@ def settings_of(given):
         name = "-".join(str(settings[part]) for part in parts if settings[part] is not None)
         name += "-corrected" if settings["corrections"] else ""
         settings["output_dir"] = os.path.join("runs", f"{name}-seed{settings['seed']}")
-    if settings["corrections"]:
-        settings["corrections"] = [corrections.identify(path) for path in settings["corrections"]]
-    if settings["noise_labels"]:
-        settings["noise_labels"] = label_files.identify(settings["noise_labels"])
-    return settings, recipe
+    return settings | _identified(settings), recipe
+
+
+def _identified(settings):
+    """Those flags that name files, each path with what identifies its content beside it."""
+    found = {}
+    if settings["noise_probs"]:
+        found["noise_probs"] = checks.identify("noise_probs", settings["noise_probs"])
+    if name := settings["noise_labels"]:
+        path, _ = label_files.split_name(name)
+        found["noise_labels"] = checks.identify("noise_labels", path) | {"file": name}
+    if settings["weights"] not in ("imagenet", "none"):
+        check_is_file(settings["weights"])
+        found["weights"] = checks.identify("weights", settings["weights"])
+    if paths := settings["corrections"]:
+        found["corrections"] = [checks.identify("corrections", path) for path in paths]
+    return found
 
 
 def _with_image_size(recipe, given):

@@ -9,8 +9,9 @@ import h5py
 
 from mln_keras.command.checkpoints import best_weights, load_checkpoint
 from mln_keras.command.versions import VERSION
-from mln_keras.data import YOURS, checks
+from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
+from mln_keras.data.loaders import YOURS
 
 
 def identity(flags):

@@ -1,5 +1,6 @@
 """Pictures of a run."""
 
+import itertools
 import pathlib
 
 from mln_keras.command.files import atomic_write, read_csv
@@ -9,12 +10,12 @@ SHEET = (5, 8)  # rows and columns of suspects.png
 
 
 def plot_curves(path, runs):
-    """curves.png: accuracy by epoch, the switch to phase 2 marked, as Figure 3 of the paper.
+    """curves.png: accuracy by epoch, the beginning of each phase marked, as Figure 3 of the paper.
 
     Args:
         path: of the PNG.
-        runs: list of (directory, result), of which the directory holds history.csv; one run is
-            drawn with its meta accuracy too.
+        runs: list of (directory, result), of which the directory holds history.csv and the result
+            has the names of the `phases`; one run is drawn with its meta accuracy too.
     """
     import matplotlib.figure
 
@@ -35,12 +36,14 @@ def plot_curves(path, runs):
             result["best_epoch"], 100 * result["test_accuracy"], "o", color=color,
             label=f"{name}, best epoch by meta set: {100 * result['test_accuracy']:.1f} %",
         )  # fmt: skip
-        if result["warmup_epochs"]:
-            axes.axvline(result["warmup_epochs"] + 0.5, color="0.5", linestyle=":")
-            axes.annotate(
-                " phase 2", (result["warmup_epochs"] + 0.5, 0.02),
-                xycoords=("data", "axes fraction"), color="0.4",
-            )  # fmt: skip
+        for before, row in itertools.pairwise(rows):
+            if row["phase"] != before["phase"]:
+                begins = int(row["epoch"]) - 0.5
+                axes.axvline(begins, color="0.5", linestyle=":")
+                axes.annotate(
+                    result["phases"][int(row["phase"]) - 1], (begins, 0), (4, 6), rotation=90,
+                    xycoords=("data", "axes fraction"), textcoords="offset points", color="0.4",
+                )  # fmt: skip
     labels = corruption.in_words(result["noise"], result["noise_ratio"])
     title = f"{result['dataset']}, {labels}, seed {result['seed']}"
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title=title)
@@ -95,8 +98,8 @@ def plot_confusion(path, counts, class_names):
             )  # fmt: skip
     if size <= 50:
         rotation = 90 if max(map(len, class_names)) > 3 else 0
-        axes.set_xticks(range(size), class_names, rotation=rotation)
-        axes.set_yticks(range(size), class_names)
+        axes.set_xticks(range(size), class_names, rotation=rotation, parse_math=False)
+        axes.set_yticks(range(size), class_names, parse_math=False)
     axes.set(xlabel="suggested label", ylabel="given label", title="Labeled training samples")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
@@ -120,7 +123,7 @@ def plot_suspects(path, suspects, thumbnails):
     for axes, suspect, image in zip(all_axes, suspects, thumbnails):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
         names = [f"{suspect[n]:.12}" for n in ("given", "suggested")]
-        axes.set_title(" → ".join(names), fontsize="small")
+        axes.set_title(" → ".join(names), fontsize="small", parse_math=False)
     figure.suptitle("Most suspicious labels: given → suggested", fontsize="medium")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)

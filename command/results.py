@@ -121,9 +121,9 @@ def write_results(directory, model, settings, rows, splits, flags, **more):
     """
     directory = pathlib.Path(directory)
     names = ("dataset", "noise", "noise_ratio", "method", "seed", "epochs", "warmup_epochs")
-    result = {name: settings[name] for name in names} | summarize(
-        rows, settings["warmup_epochs"], model.chosen_from
-    )
+    result = {name: settings[name] for name in names}
+    result["phases"] = [phase.name for phase in model.phases()]
+    result |= summarize(rows, settings["warmup_epochs"], model.chosen_from)
     write_csv(directory / "history.csv", rows)
     remove_other_checkpoints(directory, rows[-1]["epoch"], result["best_epoch"])
     model.load_weights(best_weights(directory, result["best_epoch"]))

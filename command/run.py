@@ -16,7 +16,6 @@ from mln_keras.command.terminal import StdoutError, complain, discard_stdout, sa
 from mln_keras.command.versions import versions
 from mln_keras.command.xla import configure_xla
 from mln_keras.data import (
-    LOADERS,
     batches,
     checks,
     corruption,
@@ -26,6 +25,7 @@ from mln_keras.data import (
 )
 from mln_keras.data.checks import ArgumentError
 from mln_keras.data.image_files import ImageFiles
+from mln_keras.data.loaders import LOADERS
 from mln_keras.data.source import make_splits
 from mln_keras.methods import METHODS
 from mln_keras.training import before_keras
@@ -157,7 +157,7 @@ def load_splits(settings, recipe):
         settings["noise_ratio"],
         settings["seed"],
         data_dir=settings["data_dir"],
-        probabilities_file=settings["noise_probs"],
+        probabilities_file=settings["noise_probs"] and settings["noise_probs"]["file"],
         labels_file=settings["noise_labels"] and settings["noise_labels"]["file"],
         network=recipe.network(),
         build_teacher=recipe.classifier,

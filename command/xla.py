@@ -6,7 +6,7 @@ import pathlib
 
 import tensorflow as tf
 
-from mln_keras.data import corruption
+from mln_keras.data.keras_home import keras_home
 
 
 def configure_xla():
@@ -18,7 +18,7 @@ def configure_xla():
     For before TensorFlow first compiles; what the environment's XLA_FLAGS say comes last and wins.
     """
     ours, given = ["--xla_gpu_graph_min_graph_size=1"], os.environ.get("XLA_FLAGS", "")
-    home = pathlib.Path(corruption.keras_home())
+    home = pathlib.Path(keras_home())
     kept = home / "mln_keras_kernels" / f"tensorflow-{tf.__version__}"
     with contextlib.suppress(OSError):
         kept.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Checks of arguments and arrays; each error is one line that names what is wrong and allowed."""
 
+import hashlib
 import numbers
 
 import keras
@@ -48,7 +49,24 @@ def content(name, path):
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise ArgumentError(name, f"{path} cannot be read: {error.strerror}") from None
+        raise _unreadable(name, path, error) from None
+
+
+def identify(name, path):
+    """What tells the file of an argument from one with other content: a dict, `file` and `sha256`.
+
+    Raises:
+        ArgumentError: where it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return {"file": path, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    except OSError as error:
+        raise _unreadable(name, path, error) from None
+
+
+def _unreadable(name, path, error):
+    return ArgumentError(name, f"{path} cannot be read: {error.strerror}")
 
 
 def integer(name, value, minimum):

@@ -1,7 +1,6 @@
 """What a person has decided about suspicious labels: read from a file, and applied."""
 
 import csv
-import hashlib
 import io
 import os
 
@@ -51,12 +50,6 @@ def apply(path, given_labels, class_names=None, files=None):
     labels = given_labels.astype(np.int32)
     labels[list(decided)] = list(decided.values())
     return labels
-
-
-def identify(path):
-    """What tells a file from one with other decisions: a dict of its name and its SHA-256."""
-    content = checks.content("corrections", path)
-    return {"file": path, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _read(path):

@@ -5,6 +5,7 @@ import os
 
 from mln_keras.data import checks, label_files, noise, teacher
 from mln_keras.data.checks import ArgumentError
+from mln_keras.data.keras_home import keras_home
 
 MADE = ("none", "uniform", "class_dependent", "feature_dependent", "human")
 NAMES = (*MADE, "own", "file")  # "own": the data set's wrong labels; "file": those of a file
@@ -80,8 +81,3 @@ def corrupt(
         raise ArgumentError("noise_ratio", f"human labels exist for {known}, received {ratio}")
     found = source.human_labels[ratio](data_dir)
     return checks.labels("human labels", found, len(labels), num_classes)
-
-
-def keras_home():
-    """Where Keras and what is built on it keep files between runs: $KERAS_HOME, or ~/.keras."""
-    return os.environ.get("KERAS_HOME", os.path.join(os.path.expanduser("~"), ".keras"))

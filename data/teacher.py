@@ -104,7 +104,7 @@ def load_probabilities(path, source):
     content = io.BytesIO(checks.content(flag, path))
     try:
         probabilities = np.lib.format.read_array(content, allow_pickle=False)
-    except ValueError as error:
+    except Exception as error:  # of a damaged header NumPy raises more than ValueError
         raise ArgumentError(
             flag, f"{path} is not a whole .npy file of numbers: {checks.one_line(error)}"
         ) from error

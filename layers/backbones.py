@@ -10,6 +10,7 @@ from keras import layers, ops
 
 from mln_keras.data import checks
 from mln_keras.data.checks import ArgumentError
+from mln_keras.data.keras_home import weights_folder
 from mln_keras.layers.convolution import AlignedConv2D
 from mln_keras.layers.label_head import uniform_initializers
 from mln_keras.layers.pooling import WindowMaxPooling2D
@@ -73,7 +74,6 @@ def digits_cnn(num_classes=10, input_shape=(8, 8, 1)):
 
 
 OWN = {"cnn8": cnn8, "digits_cnn": digits_cnn}
-CACHE = "~/.keras/models"  # where Keras looks for weights before it loads them
 NAMES = (*OWN, *(name for name in dir(keras.applications) if name[0].isupper()))
 
 
@@ -133,25 +133,24 @@ def _application(make, images, weights):
         raise ArgumentError(
             "weights",
             f"expected imagenet or none for {make.__name__}, whose pixels Keras scales in another "
-            f"way where it loads the weights itself; a file put into {CACHE} is found there",
+            f"way where it loads the weights itself; a file put into {weights_folder()} is found "
+            f"there",
         )
     arguments = {
         "include_top": False, "pooling": "avg", "input_shape": images.shape[1:],
         "input_tensor": preprocessed(images, sys.modules[make.__module__].preprocess_input),
     }  # fmt: skip
     try:
-        network = make(weights=None, **arguments) if weights != "imagenet" else None
-    except ValueError as error:  # images that are too small for it
-        raise ArgumentError("backbone", f"{make.__name__}: {checks.one_line(error)}") from None
-    if weights == "imagenet":
-        try:
-            network = make(weights="imagenet", **arguments)
-        except Exception as error:  # what Keras raises without a network has no other class
-            raise ArgumentError(
-                "weights",
-                f"cannot load imagenet for {make.__name__} ({checks.one_line(error)}); put that "
-                f"file into {CACHE}, give the name of a file, or none for random weights",
-            ) from None
+        network = make(weights=None if is_file else weights, **arguments)
+    except Exception as error:  # what Keras raises without a network has no other class
+        if weights != "imagenet":
+            raise ArgumentError("backbone", f"{make.__name__}: {checks.one_line(error)}") from None
+        _application(make, images, None)  # says so where it is the images that do not fit
+        raise ArgumentError(
+            "weights",
+            f"cannot load imagenet for {make.__name__} ({checks.one_line(error)}); put that file "
+            f"into {weights_folder()}, give the name of a file, or none for random weights",
+        ) from None
     if is_file:
         _load_weights(network, weights)
     for layer in network.layers:
@@ -185,11 +184,16 @@ def preprocessed(images, preprocess_input):
     return layers.Rescaling(scales.tolist(), offset=black.tolist(), dtype="float32")(images)
 
 
+def check_is_file(weights):
+    """Refuses weights that are neither a file nor one of the words for others."""
+    if not os.path.isfile(weights):
+        raise ArgumentError("weights", f"expected imagenet, a file or none, received {weights!r}")
+
+
 def _load_weights(network, path):
     if path is None:
         return
-    if not os.path.isfile(path):
-        raise ArgumentError("weights", f"expected imagenet, a file or none, received {path!r}")
+    check_is_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # of weights that stay as they are

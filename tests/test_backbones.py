@@ -1,5 +1,7 @@
 """Backbones by name: their preprocessing, their weights, and the second derivative they need."""
 
+import os
+import runpy
 import sys
 import urllib.error
 
@@ -10,6 +12,8 @@ import tensorflow as tf
 from keras import ops
 
 from mln_keras import MetaLabelNet
+from mln_keras.data.checks import ArgumentError
+from mln_keras.data.keras_home import keras_home, weights_folder
 from mln_keras.layers import backbone, backbones
 from mln_keras.training.classifier import classifier_shapes, find_features, scales_down
 
@@ -178,7 +182,38 @@ def test_without_a_network_imagenet_says_the_way_out(monkeypatch, tmp_path):
         backbone("mobilenet", 4, (32, 32, 3), "imagenet")
     text = str(error.value)
     assert "\n" not in text and "mobilenet_1_0_224_tf_no_top.h5" in text
-    assert "give the name of a file, or none for random weights" in text
+    assert f"put that file into {tmp_path / 'models'}, give the name of a file, or none f" in text
+
+
+@pytest.mark.parametrize("weights", ["imagenet", None])
+def test_too_small_images_are_the_backbones_fault(weights):
+    with pytest.raises(ArgumentError, match="^backbone: ResNet50: Input size must be at least 32"):
+        backbone("ResNet50", 4, (16, 16, 3), weights)
+
+
+@pytest.mark.parametrize("name", [None, "set", "~/tilde", "missing", "/missing/at/all"])
+@pytest.mark.parametrize("home", ["home", "missing"])
+def test_keras_home_is_where_keras_keeps_its_files(monkeypatch, tmp_path, home, name):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    if name:
+        monkeypatch.setenv("KERAS_HOME", name)
+    seen = []
+
+    def make(path, **_):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(os, "makedirs", make)
+    kerass = runpy.run_path(keras.src.backend.config.__file__)["keras_home"]()
+    assert keras_home() == os.path.expanduser(kerass)
+    monkeypatch.setattr("keras.src.backend.config.keras_home", lambda: kerass)
+    monkeypatch.setattr(os, "makedirs", lambda path, **_: seen.append(path))
+    with pytest.raises(TypeError):  # Keras has said by then which folder it takes
+        keras.utils.get_file("a.h5", origin=1, cache_subdir="models")
+    assert seen[:1] == [weights_folder()]
 
 
 # ---- second derivatives -------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """The benchmarks: what a grid trains and keeps, the tables, the figures, what is timed."""
 
+import contextlib
 import json
 import sys
 import time
 import types
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import runs
@@ -159,6 +161,28 @@ def test_results_hold_accuracies_by_epoch_and_no_paths(fake, tmp_path):
     assert "/home/me" not in json.dumps(found) and found["flags"]["seed"] == 0
 
 
+def test_results_name_files_by_their_content(fake):
+    def at(name):
+        return {"file": f"/home/me/{name}", "sha256": name}
+
+    grid.train(fake(a=0.2), Path("runs"), 1)
+    path = Path("runs", "a", "result.json")
+    left = json.loads(path.read_text()) | {"unreadable_files": {"train": ["/home/me/x/a.jpg"]}}
+    left["flags"] |= {name: at(name) for name in ("weights", "noise_labels", "noise_probs")}
+    left["flags"]["corrections"] = [at("first"), at("next")]
+    path.write_text(json.dumps(left))
+    found = grid.collect("a", Path("runs"))
+    assert "/home/me" not in json.dumps(found)
+    assert found["unreadable_files"] == {"train": ["a.jpg"]}
+    for name in ("weights", "noise_labels", "noise_probs"):
+        assert found["flags"][name] == {"file": None, "sha256": name}
+    assert [file["sha256"] for file in found["flags"]["corrections"]] == ["first", "next"]
+    for weights in ("imagenet", "none"):
+        left["flags"]["weights"] = weights
+        path.write_text(json.dumps(left))
+        assert grid.collect("a", Path("runs"))["flags"]["weights"] == weights
+
+
 # ---- Table I ------------------------------------------------------------------------------------
 
 
@@ -264,9 +288,10 @@ def test_table_1_by_the_number_of_clean_images(monkeypatch):
 
 def test_a_noise_that_does_not_exist_is_refused(capsys):
     assert table1.parse(["--noises", "uniform", "human"]).noises == ["uniform", "human"]
-    with pytest.raises(SystemExit):
-        table1.parse(["--noises", "unifrom"])
-    assert "--noises: invalid choice: 'unifrom'" in capsys.readouterr().err
+    for name in ("unifrom", "own", "file"):  # the last two have no ratio, which a grid always gives
+        with pytest.raises(SystemExit):
+            table1.parse(["--noises", name])
+        assert f"--noises: invalid choice: '{name}'" in capsys.readouterr().err
 
 
 # ---- the figures --------------------------------------------------------------------------------
@@ -398,6 +423,35 @@ def test_wrong_labels_out_of_fold(tmp_path, monkeypatch):
     assert len(list(directory.parent.glob("*.fold*"))) == wrong_labels.FOLDS
 
 
+def test_a_run_of_folds_that_is_killed_is_not_finished(tmp_path, monkeypatch):
+    """Wherever that is: result.json, by which a finished run is known, comes after history.csv."""
+    directory, moved = tmp_path / "out", []
+    splits = types.SimpleNamespace(
+        given_labels=np.arange(8) % 2, class_names=("a", "b"), train_images=np.zeros((8, 1))
+    )
+
+    def train(settings, *_, **__):
+        for name in ("history.csv", "result.json"):
+            Path(settings["output_dir"], name).touch()
+
+    def rename(path, target):
+        moved.append(target.name)
+        raise KeyboardInterrupt
+
+    model = types.SimpleNamespace(predict=lambda images, **_: np.full((len(images), 2), 0.5))
+    settings = {"output_dir": str(directory), "seed": 0}
+    prepared = (settings, None, splits, None, contextlib.nullcontext())
+    monkeypatch.setattr(wrong_labels, "prepared", lambda argv: prepared)
+    monkeypatch.setattr(wrong_labels, "without", lambda splits, fold: splits)
+    monkeypatch.setattr(wrong_labels, "keep", lambda *_, **__: None)
+    monkeypatch.setattr(wrong_labels.run, "run", train)
+    monkeypatch.setattr(wrong_labels.keras.models, "load_model", lambda path: model)
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        wrong_labels.out_of_fold([])
+    assert moved == ["history.csv"]
+
+
 def test_a_fold_is_left_out_of_training_alone():
     n = np.arange(6)
     whole = Splits(n, n, n, *[None] * 4, ("a", "b"), n)
@@ -467,6 +521,15 @@ def test_a_row_of_several_gpus_is_compared_with_one(tmp_path, capsys, monkeypatc
     assert [row["over_one"]["phase 2"] for row in rows] == [1, 1.5] * 2
     out, err = capsys.readouterr()
     assert "   512     2" in out and "76,800   1.50" in out and err.count("failed") == 2
+
+
+@pytest.mark.slow
+def test_images_a_second_are_counted():
+    flags = ["--epochs", "1", "--no-jit_compile", "--mixed_precision"]
+    found = scaling.measure(scaling.parse(flags), "cnn8", size=2, steps=1, gpus=1)
+    assert {len(seconds) for seconds in found["seconds"].values()} == {1}
+    assert all(speed > 0 for speed in found["images_a_second"].values())
+    assert keras.config.dtype_policy().name == "mixed_bfloat16"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Data sets of image files: what their loaders find, what they refuse, and training on them."""
 
 import dataclasses
+import io
 import os
 import re
 import warnings
@@ -14,8 +15,9 @@ from runs import FILES, OF_SOFT_LABELS, main, names, read_history, read_result, 
 
 from mln_keras.command import files, run
 from mln_keras.command.files import read_csv
-from mln_keras.data import LOADERS, label_files, lists
+from mln_keras.data import label_files, lists
 from mln_keras.data.checks import ArgumentError
+from mln_keras.data.loaders import LOADERS
 from mln_keras.data.source import make_splits
 
 pytestmark = pytest.mark.filterwarnings("ignore:the meta set holds")
@@ -364,6 +366,26 @@ def test_the_rows_of_a_file_with_the_right_labels_too_have_to_be_those_of_the_da
         labels_of("n.npz:noisy_label")
 
 
+def damaged_npy():
+    """The content of a `.npy` file whose header ends within a bracket."""
+    stream = io.BytesIO()
+    np.save(stream, WANTED)
+    return stream.getvalue().replace(b",), }", b",   }")
+
+
+def write_npy_named_npz(path):
+    with open(path, "wb") as file:
+        np.save(file, WANTED)
+
+
+def write_damaged_member(path):
+    """Its compressed bytes are others, as after a fault of the disk."""
+    np.savez_compressed(path, a=WANTED)
+    content = bytearray(Path(path).read_bytes())
+    content[100:200] = bytes(100)
+    Path(path).write_bytes(content)
+
+
 BAD_LABELS = {
     "l.npy": [
         (lambda: None, " cannot be read: No such file or directory"),
@@ -371,12 +393,17 @@ BAD_LABELS = {
         (lambda: np.save("l.npy", WANTED + 0.5), ": expected integer labels of shape (1197,), one"),
         (lambda: np.save("l.npy", WANTED + 1), ": expected labels in [0, 10) or -1 (no label), "),
         (lambda: Path("l.npy").write_text("1, 2"), ": "),
-        (lambda: np.save("l.npy", WANTED.astype(object)), ": Object arrays cannot be loaded"),
+        (lambda: np.save("l.npy", WANTED.astype(object)), ": not a whole .npy file of "
+                                                          "numbers: Object arrays cannot be"),
+        (lambda: Path("l.npy").write_bytes(damaged_npy()), ": not a whole .npy file of numbers: "),
     ],
     "l.npz": [
         (lambda: np.savez("l.npz", a=WANTED, b=WANTED), ": expected FILE:KEY with one of the keys "
                                                         "a, b"),
-        (lambda: Path("l.npz").write_text("no archive"), ": "),
+        (lambda: Path("l.npz").write_text("no archive"), ": not a whole .npz file of numbers: "),
+        (lambda: Path("l.npz").touch(), ": not a whole .npz file of numbers: File is not a zip"),
+        (lambda: write_npy_named_npz("l.npz"), ": not a whole .npz file of numbers: File is not"),
+        (lambda: write_damaged_member("l.npz"), ": not a whole .npz file of numbers: Error -3"),
     ],
     "l.npz:c": [
         (lambda: np.savez("l.npz", a=WANTED, b=WANTED), ": expected one of the keys a, b, received "

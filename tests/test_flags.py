@@ -1,6 +1,7 @@
 """Flags: what they default to, what they reach, and the one line that a bad one gets."""
 
 import dataclasses
+import hashlib
 import io
 import os
 import re
@@ -14,8 +15,10 @@ import requests
 from runs import RUN, SHORT, main, model_of, settings_and_recipe, splits_of
 
 from mln_keras import MetaLabelNet
+from mln_keras.command import output_dir
 from mln_keras.command.recipes import RECIPES, Recipe
-from mln_keras.data import LOADERS, digits, teacher
+from mln_keras.data import digits, teacher
+from mln_keras.data.loaders import LOADERS
 from mln_keras.layers import RandomFlipCrop
 from mln_keras.methods import METHODS, CrossEntropy
 
@@ -176,14 +179,61 @@ def test_the_data_directory_reaches_the_images_and_the_human_labels(monkeypatch)
     assert found == [("there",), ("there",)]
 
 
-def test_a_path_that_begins_with_a_tilde_is_in_the_home_directory(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/ada")
-    settings, _ = settings_and_recipe(
-        "--output_dir=~/out", "--data_dir=~/data", "--noise_probs=~/probs.npy",
-        "--noise=feature_dependent",
-    )  # fmt: skip
-    paths = [settings[name] for name in ("output_dir", "data_dir", "noise_probs")]
-    assert paths == ["/home/ada/out", "/home/ada/data", "/home/ada/probs.npy"]
+# The flags that name files, with what each of them needs beside it.
+FILE_FLAGS = {
+    "noise_probs": ("--noise=feature_dependent",), "noise_labels": (), "weights": (),
+    "corrections": (),
+}  # fmt: skip
+
+
+def test_a_path_that_begins_with_a_tilde_is_in_the_home_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings, _ = settings_and_recipe("--output_dir=~/out", "--data_dir=~/data")
+    assert settings["output_dir"] == str(tmp_path / "out")
+    assert settings["data_dir"] == str(tmp_path / "data")
+    (tmp_path / "a.npy").touch()
+    for name, more in FILE_FLAGS.items():
+        found = settings_and_recipe(f"--{name}=~/a.npy", *more)[0][name]
+        (file,) = found if name == "corrections" else (found,)
+        assert file["file"] == str(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("name", FILE_FLAGS)
+def test_a_file_is_known_by_its_content(tmp_path, name):
+    """All four have one form in the files of a run; of other content it is another run."""
+    path, found = tmp_path / "a.npy", []
+    for content in ("first", "other"):
+        path.write_text(content)
+        settings, _ = settings_and_recipe(f"--{name}={path}", *FILE_FLAGS[name])
+        sha256 = hashlib.sha256(content.encode()).hexdigest()
+        file = {"file": str(path), "sha256": sha256}
+        assert settings[name] == ([file] if name == "corrections" else file)
+        found.append(output_dir.identity(settings))
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "none"])
+def test_the_words_for_weights_stay_words(weights):
+    flags = ("--dataset", "cifar10", "--backbone", "ResNet50", "--weights", weights)
+    assert settings_and_recipe(*flags)[0]["weights"] == weights
+
+
+def test_weights_of_a_file_and_noise_probs_are_used(tmp_path):
+    recipe = settings_and_recipe(*SHORT)[1]
+    wanted = recipe.classifier(10, (8, 8, 1))
+    wanted.save_weights(tmp_path / "a.weights.h5")
+    flags = (*SHORT, "--weights", tmp_path / "a.weights.h5")
+    found = model_of(*flags).classifier
+    for weight, expected in zip(found.weights, wanted.weights, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), expected.numpy())
+    assert settings_and_recipe(*flags)[1].network().startswith("digits_cnn-")
+
+    right = digits.load().train_labels
+    np.save(tmp_path / "p.npy", np.eye(10)[(right + 1) % 10])
+    splits = splits_of(
+        *SHORT, "--noise=feature_dependent", "--noise_ratio=1", "--noise_probs", tmp_path / "p.npy"
+    )
+    np.testing.assert_array_equal(splits.given_labels, (right + 1) % 10)
 
 
 # ---- bad flags ----------------------------------------------------------------------------------
@@ -286,6 +336,13 @@ def write_npy(array, **options):
 
 
 GOOD = np.full((1197, 10), 0.1)
+
+
+def write_npy_without_bracket(path):
+    np.save(path, GOOD)
+    path.write_bytes(path.read_bytes().replace(b"), }", b"   }"))
+
+
 BAD_PROBS = {
     "missing": (lambda path: None, " cannot be read: No such file"),
     "no .npy": (lambda path: path.write_text("0.1,0.9\n"), " is not a whole .npy"),
@@ -293,6 +350,7 @@ BAD_PROBS = {
     "cut short": (
         lambda path: (np.save(path, GOOD), os.truncate(path, 900)), " is not a whole .npy"
     ),
+    "damaged header": (write_npy_without_bracket, " is not a whole .npy"),
     "other shape": (write_npy(GOOD[:1000]), ": expected shape (1197, 10), received (1000, 10)"),
     "integers": (write_npy(np.eye(10, dtype=int)[np.zeros(1197, int)]), ": expected floats, "),
     "nan": (write_npy(np.where(np.arange(10) == 3, np.nan, GOOD)), ": expected finite numbers"),

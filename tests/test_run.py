@@ -16,6 +16,7 @@ import warnings
 import keras
 import matplotlib.axes
 import matplotlib.image
+import matplotlib.mathtext
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -52,7 +53,7 @@ from mln_keras.training.model import NoisyLabelModel
 RESULT_KEYS = [
     "dataset", "noise", "noise_ratio", "noise_ratio_actual", "noise_ratio_estimated", "method",
     "samples", "unreadable_files", "class_names", "batch_size", "replicas", "seed", "epochs",
-    "warmup_epochs", "warmup_test_accuracy", "best_epoch",
+    "warmup_epochs", "phases", "warmup_test_accuracy", "best_epoch",
     "meta_accuracy", "test_accuracy", "last_test_accuracy", "seconds", "flags", "versions",
 ]  # fmt: skip
 
@@ -222,34 +223,54 @@ def test_curves_are_a_picture(finished_run):
     assert_is_a_picture(finished_run.directory / "curves.png")
 
 
+@pytest.mark.parametrize("name", ["a$_$b", "$5 -> $10"])
+def test_class_names_are_no_mathematics(tmp_path, monkeypatch, name):
+    def parse(*_, **__):
+        raise AssertionError("taken for mathematics")
+
+    monkeypatch.setattr(matplotlib.mathtext.MathTextParser, "parse", parse)
+    plots.plot_confusion(tmp_path / "confusion.png", np.eye(2), [name, "b"])
+    suspects = np.array([(name, "b")], [("given", "O"), ("suggested", "O")])
+    plots.plot_suspects(tmp_path / "suspects.png", suspects, np.zeros((1, 8, 8, 1), np.uint8))
+
+
 def test_the_curves_are_those_of_the_history(tmp_path, monkeypatch):
-    rows = [{"epoch": i + 1, "phase": 1, "test_accuracy": t, "meta_accuracy": m}
-            for i, (t, m) in enumerate([(0.5, 0.6), (0.7, 0.9), (0.8, 0.85)])]  # fmt: skip
+    rows = [
+        {"epoch": i + 1, "phase": p, "test_accuracy": t, "meta_accuracy": m}
+        for i, (p, t, m) in enumerate([(1, 0.5, 0.6), (3, 0.7, 0.9), (4, 0.8, 0.85)])
+    ]
     write_csv(tmp_path / "history.csv", rows)
     result = results.summarize(rows, 1) | {
         "method": "metalabelnet", "warmup_epochs": 1, "dataset": "digits", "noise": "uniform",
-        "noise_ratio": 0.4, "seed": 0,
+        "noise_ratio": 0.4, "seed": 0, "phases": ["warm-up", "not begun", "phase 2", "tuning"],
     }  # fmt: skip
-    drawn, switch = {}, []
+    drawn, switches, texts = {}, [], []
     plot, axvline = matplotlib.axes.Axes.plot, matplotlib.axes.Axes.axvline
+    annotate = matplotlib.axes.Axes.annotate
 
     def keep_plot(axes, x, y, *more, label, **options):
         drawn[label] = (x, y)
         return plot(axes, x, y, *more, label=label, **options)
 
     def keep_axvline(axes, x, **options):
-        switch.append(x)
+        switches.append(x)
         return axvline(axes, x, **options)
+
+    def keep_text(axes, text, place, *more, **options):
+        texts.append((text, place[0]))
+        return annotate(axes, text, place, *more, **options)
 
     monkeypatch.setattr(matplotlib.axes.Axes, "plot", keep_plot)
     monkeypatch.setattr(matplotlib.axes.Axes, "axvline", keep_axvline)
+    monkeypatch.setattr(matplotlib.axes.Axes, "annotate", keep_text)
     plots.plot_curves(tmp_path / "curves.png", [(tmp_path, result)])
     assert drawn == {
         "metalabelnet, test set": ([1, 2, 3], [50, 70, 80]),
         "metalabelnet, meta set": ([1, 2, 3], [60, 90, 85]),
         "metalabelnet, best epoch by meta set: 70.0 %": (2, 70),
     }
-    assert switch == [1.5]
+    assert switches == [1.5, 2.5]  # where the phase is another one, whatever warmup_epochs is
+    assert texts == [("phase 2", 1.5), ("tuning", 2.5)]
 
 
 # ---- what it trains on, and how -----------------------------------------------------------------

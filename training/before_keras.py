@@ -6,6 +6,8 @@ import pathlib
 import signal
 import sys
 
+from mln_keras.data.keras_home import keras_home
+
 
 def settle(name):
     """Chooses Keras' TensorFlow backend for the program; for a user's own code, refuses another.
@@ -55,10 +57,8 @@ def _keras_backend():
         return sys.modules["keras"].config.backend()
     if os.environ.get("KERAS_BACKEND"):
         return os.environ["KERAS_BACKEND"]
-    home = os.path.expanduser("~")
-    home = os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")
-    path = os.path.join(os.path.expanduser(os.environ.get("KERAS_HOME", home)), "keras.json")
     try:
-        return json.loads(pathlib.Path(path).read_text()).get("backend", "tensorflow")
+        settings = json.loads(pathlib.Path(keras_home(), "keras.json").read_text())
+        return settings.get("backend", "tensorflow")
     except (OSError, ValueError, AttributeError):
         return "tensorflow"  # no file, or one about which Keras says what it finds
