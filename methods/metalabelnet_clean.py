@@ -122,14 +122,13 @@ class MetaLabelNetClean(MetaLabelNet):
         self.restart(self.start_weights)
 
     @classmethod
-    def from_recipe(cls, recipe, fine_tune_epochs=0):
-        """As `NoisyLabelModel.from_recipe`, with this many epochs of fine-tuning at the end.
+    def from_recipe(cls, recipe, splits=None):
+        """Warm-up and phase 2 are the recipe's, and its epochs of fine-tuning come last.
 
-        Warm-up and phase 2 are the recipe's. Between them corrected training has as many epochs as
-        the warm-up; it begins with the recipe's first learning rate again. Fine-tuning has
-        `tuning_rate`.
+        Between warm-up and phase 2 corrected training has as many epochs as the warm-up; it begins
+        with the recipe's first learning rate again. Fine-tuning has `tuning_rate`.
         """
-        warmup = recipe.warmup_epochs
+        warmup, fine_tune_epochs = recipe.warmup_epochs, recipe.fine_tune_epochs or 0
         options, epochs, recipe_rate_at = super().from_recipe(recipe)
         if warmup:
             options |= {"corrected_from": warmup, "warmup_epochs": 2 * warmup}
