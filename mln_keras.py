@@ -169,12 +169,6 @@ class MetaLabelNet(NoisyLabelModel):
     def other_layers(self):
         return [self.label_head]
 
-    @classmethod
-    def from_recipe(cls, recipe):
-        names = ("warmup_epochs", "inner_learning_rate")
-        options = {name: getattr(recipe, name) for name in names}
-        return options, recipe.epochs, recipe.learning_rate_at
-
     def _warmup_step(self, batch):
         """Phase 1: one step on the cross-entropy with the given labels."""
         images, labels = batch

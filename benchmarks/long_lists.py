@@ -67,7 +67,7 @@ def first_batch(data_set, root, since):
     given = ["", f"--dataset={data_set}", f"--data_dir={root}", "--weights=none"]
     settings, recipe = flags.settings_of(flags.read_flags(given))
     splits = run.load_splits(settings, recipe)
-    run.check_splits(settings, recipe, splits)
+    run.check_files(settings, splits)
     expected = inputs.Expected(splits.train_images.shape[1:], len(splits.class_names))
     batching = inputs.Batching(recipe.batch_size, settings["seed"])
     train = splits.train_images, splits.given_labels

@@ -265,7 +265,7 @@ def _check_together(settings, recipe):
         )
     method = METHODS[settings["method"] or next(iter(METHODS))]
     options, epochs, _ = method.from_recipe(recipe)
-    if options.get("warmup_epochs", 0) >= epochs:
+    if options.get("warmup_epochs", 0) >= options.get("fine_tune_from", epochs):
         raise ArgumentError(
             "warmup_epochs",
             f"expected fewer than --epochs={settings['epochs']}, received "

@@ -27,6 +27,8 @@ class Recipe:
         image_size: side of the square images, in pixels, where they are read from files, else None.
         resize: side to which an image file is scaled before its centre is taken, or None.
         top_k: another number of guesses whose test accuracy is measured, or None.
+        as_run, clean_weight, fine_tune_epochs: of the methods whose `flags` have them; None is the
+            method's default.
     """
 
     backbone: str
@@ -47,6 +49,9 @@ class Recipe:
     image_size: int | None = None
     resize: int | None = None
     top_k: int | None = None
+    as_run: bool | None = None
+    clean_weight: float | None = None
+    fine_tune_epochs: int | None = None
 
     def classifier(self, num_classes, input_shape):
         """A new classifier, for so many classes and images (H, W, channels)."""

@@ -1,7 +1,6 @@
 """One run, from flags to files, and the demonstration, which is two."""
 
 import contextlib
-import inspect
 import os
 import sys
 import warnings
@@ -95,7 +94,10 @@ def prepare(settings, recipe, claims):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         splits = load_splits(settings, recipe)
-        check_splits(settings, recipe, splits)
+        for one, result in zip(runs, finished, strict=True):
+            if result is None:
+                check_model(one, recipe, splits)
+        check_files(settings, splits)
     for warning in caught:
         complain(f"warning: {warning.message}")
     for one in runs if devices.workers()[1] else ():
@@ -177,16 +179,17 @@ def _check_batch_size(settings, splits):
         checks.within("batch_size", size, 1, sizes["meta"], "the meta samples")
 
 
-def check_splits(settings, recipe, splits):
-    """Refuses image files of which too many cannot be read, weights that cannot be had, and a loss
-    as it was run that these data cannot have."""
-    if settings["as_run"]:
-        plan_of(settings, recipe, splits)
+def check_model(settings, recipe, splits):
+    """Refuses what the method or the network of a run refuses, weights that cannot be had too."""
+    with tf.device("CPU"):  # where it takes no memory of a GPU
+        model_of(settings, recipe, splits)
+
+
+def check_files(settings, splits):
+    """Refuses image files of which too many cannot be read."""
     parts = (splits.train_images, splits.meta_images, splits.test_images)
     files = [images for images in parts if isinstance(images, ImageFiles)]
     image_files.check_files(files, settings["seed"], settings["check_files"])
-    if recipe.weights != "none":
-        recipe.classifier(len(splits.class_names), splits.train_images.shape[1:])
 
 
 def execute(settings, recipe, runs, finished, splits, strategy):
@@ -254,7 +257,7 @@ def run(settings, recipe, splits, callbacks=(), strategy=None):
     devices.check_same(strategy, done, splits.given_labels)
     with devices.scope(strategy):
         model = model_of(settings, recipe, splits, weights)
-    _, epochs, learning_rate_at = plan_of(settings, recipe)
+    _, epochs, learning_rate_at = METHODS[settings["method"]].from_recipe(recipe, splits)
     callbacks = [keras.callbacks.LearningRateScheduler(learning_rate_at), *callbacks]
     if is_first:
         callbacks += _recorders(settings, recipe, model, splits, state)
@@ -302,7 +305,7 @@ def _write_files(settings, recipe, splits, model, recorder, strategy):
     if checkpoints.has_soft_labels(model):
         of_all = checkpoints.soft_labels_of(model, splits.train_images, splits.given_labels)
         results.write_soft_labels(directory, splits, of_all)
-    _, epochs, _ = plan_of(settings, recipe)
+    _, epochs, _ = METHODS[settings["method"]].from_recipe(recipe, splits)
     return results.write_results(
         directory,
         model,
@@ -316,24 +319,6 @@ def _write_files(settings, recipe, splits, model, recorder, strategy):
     )
 
 
-def plan_of(settings, recipe, splits=None):
-    """The method's arguments, its number of epochs and its learning rate by epoch.
-
-    The arguments are all there where the `Splits` are given, which some are found by.
-    """
-    method = METHODS[settings["method"]]
-    asked = inspect.signature(method.from_recipe).parameters
-    given = {
-        name: settings[name]
-        for name in ("as_run", "clean_weight", "fine_tune_epochs")
-        if settings[name] is not None and name in method.flags
-    }
-    of_plan = {name: value for name, value in ({"splits": splits} | given).items() if name in asked}
-    options, epochs, learning_rate_at = method.from_recipe(recipe, **of_plan)
-    options |= {name: value for name, value in given.items() if name not in asked}
-    return options, epochs, learning_rate_at
-
-
 def build_model(settings, recipe, num_classes, image_shape, class_names=None, splits=None):
     """The recipe's model for so many classes and images (H, W, channels), compiled.
 
@@ -341,8 +326,9 @@ def build_model(settings, recipe, num_classes, image_shape, class_names=None, sp
     """
     keras.utils.set_random_seed(settings["seed"])
     keras.config.set_dtype_policy("mixed_bfloat16" if settings["mixed_precision"] else "float32")
-    options, _, _ = plan_of(settings, recipe, splits)
-    model = METHODS[settings["method"]](
+    method = METHODS[settings["method"]]
+    options, _, _ = method.from_recipe(recipe, splits)
+    model = method(
         recipe.classifier(num_classes, image_shape),
         augmentation=recipe.build_augmentation(vertical_flip=recipe.vertical_flip),
         shuffle_meta=False,  # their order is drawn already, with the split

@@ -37,6 +37,14 @@ def _fully_connected(x, units, use_bias=True):
 
 
 def _convolutional_network(input_shape, blocks, hidden_units, num_classes, name):
+    least = 2 ** len(blocks)  # as each block halves the sides
+    if min(input_shape[:2]) < least:
+        height, width = input_shape[:2]
+        raise ArgumentError(
+            "backbone",
+            f"expected images of at least {least}×{least} pixels for {name}, received "
+            f"{height}×{width}",
+        )
     images = x = keras.Input(input_shape, name="images")
     x = _normalize()(x)
     for filters in blocks:
@@ -63,13 +71,16 @@ def cnn8(num_classes=10, input_shape=(32, 32, 3)):
     Returns:
         keras.Model, uint8 or float (N, H, W, channels) in 0..255 to logits (N, C).
 
+    Raises:
+        ArgumentError: for smaller images.
+
     Reference: MetaLabelNet, Section IV-B.1, and the authors' program.
     """
     return _convolutional_network(input_shape, (64, 128, 196), 256, num_classes, "cnn8")
 
 
 def digits_cnn(num_classes=10, input_shape=(8, 8, 1)):
-    """The same design at the size of an 8×8 digit: 32-32-pool-64-C. Arguments as `cnn8`."""
+    """The same design at the size of an 8×8 digit: 32-32-pool-64-C. As `cnn8`, from 2×2 pixels."""
     return _convolutional_network(input_shape, (32,), 64, num_classes, "digits_cnn")
 
 

@@ -85,19 +85,24 @@ class CoTeaching(NoisyLabelModel):
         )
 
     @classmethod
-    def from_recipe(cls, recipe, as_run=False):
-        """f rises in a twelfth of the epochs: in 10 of 120."""
-        ramp_epochs = max(1, recipe.epochs // 12)
-        if recipe.noise_ratio is None and not as_run:
+    def from_recipe(cls, recipe, splits=None):
+        """f rises in a twelfth of the epochs, in 10 of 120, to the share that the splits have.
+
+        Raises:
+            ArgumentError: where nobody knows that share; as run it is not needed.
+        """
+        options, epochs, learning_rate_at = super().from_recipe(recipe)
+        options["ramp_epochs"] = max(1, recipe.epochs // 12)
+        is_unknown = recipe.noise == "own" if splits is None else splits.noise_ratio is None
+        if is_unknown and not recipe.as_run:
             raise ArgumentError(
                 "method",
                 "co_teaching needs the share of wrong labels, which nobody knows here; from Python "
                 "give CoTeaching an estimate, noise_rate",
             )
-        options = {
-            "noise_rate": recipe.noise_ratio or 0.0, "ramp_epochs": ramp_epochs, "as_run": as_run,
-        }  # fmt: skip
-        return options, recipe.epochs, recipe.learning_rate_at
+        if splits is not None:
+            options["noise_rate"] = splits.noise_ratio or 0.0
+        return options, epochs, learning_rate_at
 
     def get_config(self):
         second = keras.saving.serialize_keras_object(self.second_classifier)

@@ -44,7 +44,7 @@ class FineTune(CrossEntropy):
         return (Phase("warm-up"), tuning)
 
     @classmethod
-    def from_recipe(cls, recipe):
+    def from_recipe(cls, recipe, splits=None):
         """The warm-up, then half as many epochs of the meta set as the recipe has: 60 of 120.
 
         They begin with the recipe's learning rate; it is a tenth for their last third.

@@ -78,13 +78,13 @@ class Forward(LossCorrection):
         return (Phase("warm-up"), second)
 
     @classmethod
-    def from_recipe(cls, recipe, as_run=False, splits=None):
+    def from_recipe(cls, recipe, splits=None):
         """As `NoisyLabelModel.from_recipe`; as run, T is counted on the `data.source.Splits`.
 
         Raises:
             ArgumentError: where nobody knows their true labels.
         """
-        if not as_run:
+        if not recipe.as_run:
             return super().from_recipe(recipe)
         options = {"as_run": True}
         if splits is not None:

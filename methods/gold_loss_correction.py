@@ -1,7 +1,5 @@
 """Gold loss correction, made for many wrong labels and a few right ones; not in Table I."""
 
-import functools
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -13,8 +11,55 @@ from mln_keras.training.model import gradient
 from mln_keras.training.phases import Phase
 
 
+class GoldCorrection:
+    """A phase that learns from noisy and clean samples, once the clean ones have shown T.
+
+    For a `NoisyLabelModel` with `start_weights`, from which that phase begins, and the variables
+    `transition` and `clean_share`, as `GoldLossCorrection` has them.
+    """
+
+    begin_again = LossCorrection.begin_again
+
+    def corrected_phase(self, name, start):
+        """The `Phase` of this name that begins with this (0-based) epoch."""
+        return Phase(
+            name, start=start, with_meta=True, step=self.corrected_step, begin=self.begin_again,
+            reads=("labeled", "meta"),
+        )  # fmt: skip
+
+    def learn_transition(self):
+        """Assigns `transition` and `clean_share` by the clean data of the `fit` that runs.
+
+        Row i of the transition is the mean prediction for the clean samples of class i, the
+        identity's where there is none.
+        """
+        sums = np.zeros((self.num_classes, self.num_classes))
+        counts = np.zeros((self.num_classes, 1))
+        for predictions, labels in self.predictions("meta"):
+            np.add.at(sums, labels, predictions)
+            np.add.at(counts, labels, 1)
+        means = np.where(counts > 0, sums / np.maximum(counts, 1), np.eye(self.num_classes))
+        self.transition.assign(means)
+        self.clean_share.assign(counts.sum() / (counts.sum() + self.data_in_fit.num_labeled()))
+
+    def corrected_step(self, noisy_batch, meta_batch):
+        """A step on a noisy and a clean batch, by `transition` and `clean_share`."""
+        (images, labels), (clean_images, clean_labels) = noisy_batch, meta_batch
+        weights = self.classifier.trainable_variables
+        with tf.GradientTape() as tape:
+            logits = self.logits(self.augment(images), training=True)
+            regularization = self.regularization()
+            clean_logits = self.logits(self.augment(clean_images), training=True)
+            noisy = tf.reduce_mean(layers.forward_cross_entropy(labels, logits, self.transition))
+            clean = tf.reduce_mean(layers.cross_entropy(clean_labels, clean_logits))
+            loss = (1 - self.clean_share) * noisy + self.clean_share * clean
+            objective = loss + regularization
+        self.apply_gradients(self.optimizer, gradient(tape, objective, weights), weights)
+        self.update_metrics(loss, labels, logits)
+
+
 @keras.saving.register_keras_serializable("mln_keras")
-class GoldLossCorrection(LossCorrection):
+class GoldLossCorrection(GoldCorrection, LossCorrection):
     """Measures on the clean samples how labels go wrong, then learns from noisy and clean ones.
 
     A first training, with cross-entropy on the noisy samples, estimates T: row i is the mean
@@ -48,43 +93,4 @@ class GoldLossCorrection(LossCorrection):
         self.clean_share = self.add_weight((), "zeros", trainable=False, name="clean_share")
 
     def phases(self):
-        second = Phase(
-            "second training", start=self.warmup_epochs, with_meta=True, begin=self.begin_again,
-            reads=("labeled", "meta"), step=functools.partial(corrected_step, self),
-        )  # fmt: skip
-        return (Phase("warm-up"), second)
-
-    def learn_transition(self):
-        learn_transition(self)
-
-
-def learn_transition(model):
-    """Assigns `transition` and `clean_share` of a model by the clean data of the `fit` that runs.
-
-    Row i of the transition is the mean prediction for the clean samples of class i, the identity's
-    where there is none.
-    """
-    sums = np.zeros((model.num_classes, model.num_classes))
-    counts = np.zeros((model.num_classes, 1))
-    for predictions, labels in model.predictions("meta"):
-        np.add.at(sums, labels, predictions)
-        np.add.at(counts, labels, 1)
-    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.eye(model.num_classes))
-    model.transition.assign(means)
-    model.clean_share.assign(counts.sum() / (counts.sum() + model.data_in_fit.num_labeled()))
-
-
-def corrected_step(model, noisy_batch, meta_batch):
-    """A step on a noisy and a clean batch, by `transition` and `clean_share` of the model."""
-    (images, labels), (clean_images, clean_labels) = noisy_batch, meta_batch
-    weights = model.classifier.trainable_variables
-    with tf.GradientTape() as tape:
-        logits = model.logits(model.augment(images), training=True)
-        regularization = model.regularization()
-        clean_logits = model.logits(model.augment(clean_images), training=True)
-        noisy = tf.reduce_mean(layers.forward_cross_entropy(labels, logits, model.transition))
-        clean = tf.reduce_mean(layers.cross_entropy(clean_labels, clean_logits))
-        loss = (1 - model.clean_share) * noisy + model.clean_share * clean
-        objective = loss + regularization
-    model.apply_gradients(model.optimizer, gradient(tape, objective, weights), weights)
-    model.update_metrics(loss, labels, logits)
+        return Phase("warm-up"), self.corrected_phase("second training", self.warmup_epochs)

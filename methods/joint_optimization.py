@@ -107,14 +107,14 @@ class JointOptimization(KeepsSamples):
             self.keep(num_samples)
 
     @classmethod
-    def from_recipe(cls, recipe, as_run=False):
+    def from_recipe(cls, recipe, splits=None):
         """Both trainings together take the recipe's epochs, in the published proportion.
 
         λ stays at its first value in the first training, as published; the second has the
         recipe's λ, whose drops come sooner as it is shorter.
         """
-        if as_run:
-            return {"as_run": True}, recipe.epochs, recipe.learning_rate_at
+        if recipe.as_run:
+            return super().from_recipe(recipe)
         share = recipe.epochs / PUBLISHED_EPOCHS
         first_epochs = max(1, round(200 * share))
 

@@ -1,5 +1,6 @@
 """Two trainings, the second with a loss that knows how labels go wrong: what two methods share."""
 
+from mln_keras.data import checks
 from mln_keras.methods.cross_entropy import CrossEntropy
 
 
@@ -35,9 +36,14 @@ class LossCorrection(CrossEntropy):
         self.restart(self.start_weights)
 
     @classmethod
-    def from_recipe(cls, recipe):
-        """The warm-up, then all the recipe's epochs, with its learning rates from the first on."""
+    def from_recipe(cls, recipe, splits=None):
+        """The warm-up, then all the recipe's epochs, with its learning rates from the first on.
+
+        Raises:
+            ArgumentError: without a warm-up, in which T is learned.
+        """
         warmup = recipe.warmup_epochs
+        checks.at_least("warmup_epochs", warmup, 1)
 
         def learning_rate_at(epoch):
             return recipe.learning_rate_at(epoch if epoch < warmup else epoch - warmup)

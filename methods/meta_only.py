@@ -25,7 +25,7 @@ class MetaOnly(CrossEntropy):
         return (Phase("training", samples="meta"),)
 
     @classmethod
-    def from_recipe(cls, recipe):
+    def from_recipe(cls, recipe, splits=None):
         """As many steps as the recipe's epochs have on the paper's 5,000 clean images.
 
         So a small meta set is gone over more often. The learning rate is divided by 10 after two

@@ -1,7 +1,5 @@
 """MetaLabelNet whose classifier learns from the clean images too, not only its label head."""
 
-import functools
-
 import keras
 import tensorflow as tf
 from keras import ops
@@ -10,7 +8,7 @@ from mln_keras import MetaLabelNet
 from mln_keras.data import checks
 from mln_keras.layers import cross_entropy
 from mln_keras.methods.fine_tune import tuning_rate
-from mln_keras.methods.gold_loss_correction import corrected_step, learn_transition
+from mln_keras.methods.gold_loss_correction import GoldCorrection
 from mln_keras.training.model import gradient
 from mln_keras.training.phases import Phase
 
@@ -19,7 +17,7 @@ LEAST = 1e-3  # what Bayes' rule takes for a smaller entry of T
 
 
 @keras.saving.register_keras_serializable("mln_keras")
-class MetaLabelNetClean(MetaLabelNet):
+class MetaLabelNetClean(GoldCorrection, MetaLabelNet):
     """MetaLabelNet, with a classifier that learns from the clean images directly as well.
 
     It is our own, not the paper's, in which the clean images only judge the soft labels. A training
@@ -106,30 +104,20 @@ class MetaLabelNetClean(MetaLabelNet):
         warmup, phase_2 = super().phases()
         phases = [warmup, phase_2]
         if self.corrected_from is not None:
-            corrected = Phase(
-                "corrected training", start=self.corrected_from, with_meta=True,
-                step=functools.partial(corrected_step, self), begin=self._begin_corrected,
-                reads=("labeled", "meta"),
-            )  # fmt: skip
-            phases.insert(1, corrected)
+            phases.insert(1, self.corrected_phase("corrected training", self.corrected_from))
         if self.fine_tune_from is not None:
             tuning = Phase("fine-tuning", self.fine_tune_from, warmup.step, samples="meta")
             phases.append(tuning)
         return tuple(phases)
 
-    def _begin_corrected(self):
-        learn_transition(self)
-        self.restart(self.start_weights)
-
     @classmethod
-    def from_recipe(cls, recipe, fine_tune_epochs=0):
-        """As `NoisyLabelModel.from_recipe`, with this many epochs of fine-tuning at the end.
+    def from_recipe(cls, recipe, splits=None):
+        """Warm-up and phase 2 are the recipe's, and its epochs of fine-tuning come last.
 
-        Warm-up and phase 2 are the recipe's. Between them corrected training has as many epochs as
-        the warm-up; it begins with the recipe's first learning rate again. Fine-tuning has
-        `tuning_rate`.
+        Between warm-up and phase 2 corrected training has as many epochs as the warm-up; it begins
+        with the recipe's first learning rate again. Fine-tuning has `tuning_rate`.
         """
-        warmup = recipe.warmup_epochs
+        warmup, fine_tune_epochs = recipe.warmup_epochs, recipe.fine_tune_epochs or 0
         options, epochs, recipe_rate_at = super().from_recipe(recipe)
         if warmup:
             options |= {"corrected_from": warmup, "warmup_epochs": 2 * warmup}

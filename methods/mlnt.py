@@ -131,9 +131,9 @@ class MLNT(CrossEntropy):
         self.restart(self.teacher)
 
     @classmethod
-    def from_recipe(cls, recipe):
+    def from_recipe(cls, recipe, splits=None):
         """The recipe's epochs and learning rates twice: for the mentor and for the student."""
-        options = {"mentor_epochs": recipe.epochs}
+        options = super().from_recipe(recipe)[0] | {"mentor_epochs": recipe.epochs}
         return options, 2 * recipe.epochs, lambda e: recipe.learning_rate_at(e % recipe.epochs)
 
     def _consistent_step(self, batch):

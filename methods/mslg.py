@@ -100,11 +100,6 @@ class MSLG(LearnsLabels, CrossEntropy):
             ),
         )  # fmt: skip
 
-    @classmethod
-    def from_recipe(cls, recipe):
-        options = {"warmup_epochs": recipe.warmup_epochs}
-        return options, recipe.epochs, recipe.learning_rate_at
-
     def _phase_2_step(self, noisy_batch, meta_batch):
         images, given_labels, rows = noisy_batch
         θ = self.classifier.trainable_variables

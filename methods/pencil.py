@@ -106,14 +106,14 @@ class Pencil(LearnsLabels):
         self.keep(num_samples)
 
     @classmethod
-    def from_recipe(cls, recipe, as_run=False):
+    def from_recipe(cls, recipe, splits=None):
         """The stages in proportion to the recipe's epochs; λ is the recipe's."""
-        options, of = (AS_RUN, AS_RUN_EPOCHS) if as_run else (PUBLISHED, PUBLISHED_EPOCHS)
+        options, of = (AS_RUN, AS_RUN_EPOCHS) if recipe.as_run else (PUBLISHED, PUBLISHED_EPOCHS)
         stages = {
             name: round(options[name] * recipe.epochs / of)
             for name in ("stage_2_epoch", "stage_3_epoch")
         }
-        return {"as_run": as_run} | stages, recipe.epochs, recipe.learning_rate_at
+        return super().from_recipe(recipe)[0] | stages, recipe.epochs, recipe.learning_rate_at
 
     def phases(self):
         return (

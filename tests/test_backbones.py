@@ -121,7 +121,9 @@ def test_a_backbone_that_takes_a_mean_away_scales_down():
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [("resnet50", (8, 8, 1), "backbone: expected images of 3 channels for ResNet50, received 1"),
-     ("resnet50", (16, 16, 3), "backbone: ResNet50: Input size must be at least 32x32")],
+     ("resnet50", (16, 16, 3), "backbone: ResNet50: Input size must be at least 32x32"),
+     ("cnn8", (9, 7, 3), "backbone: expected images of at least 8×8 pixels for cnn8, received 9×7"),
+     ("digits_cnn", (1, 2, 1), "backbone: expected images of at least 2×2 pixels for digits_cnn")],
 )  # fmt: skip
 def test_images_that_do_not_fit_are_refused(name, shape, message):
     with pytest.raises(ValueError, match=f"^{message}") as error:

@@ -490,6 +490,13 @@ def test_folders_by_command(written, tmp_path, capsys):
     assert f"--data_dir was '{where}', now '{other.parent}'" in capsys.readouterr().err
 
 
+def test_images_too_small_for_a_network_leave_no_folder(written, refused):
+    where, _ = written("folders")
+    flags = (*TINY, "--backbone", "cnn8", "--image_size", 7)
+    line = refused("--dataset", "folders", "--data_dir", where, *flags)
+    assert line.startswith("mln_keras.py: --backbone: expected images of at least 8×8 pixels")
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_data_set_of_damaged_files_is_refused_before_training(name, written, refused):
     kinds = (*UNREADABLE, *["jpeg"] * 9) if name != "folders" else (*UNREADABLE[:3], "jpeg")

@@ -16,7 +16,7 @@ from runs import RUN, SHORT, main, model_of, settings_and_recipe, splits_of
 
 from mln_keras import MetaLabelNet
 from mln_keras.command import output_dir
-from mln_keras.command.recipes import RECIPES, Recipe
+from mln_keras.command.recipes import RECIPES
 from mln_keras.data import digits, teacher
 from mln_keras.data.loaders import LOADERS
 from mln_keras.layers import RandomFlipCrop
@@ -48,7 +48,8 @@ def test_help_names_every_flag_and_each_recipes_value(capsys, flag):
         assert re.search(rf"^ +--(\[no\])?{name}: \S", out, re.MULTILINE), name
     _, *sections = re.split(r"^  --", out, flags=re.MULTILINE)
     texts = {t.split(":")[0].removeprefix("[no]"): " ".join(t.split()) for t in sections}
-    replaced = {field.name for field in dataclasses.fields(Recipe)} & set(FLAGS)
+    recipes = RECIPES.values()
+    replaced = {n for n in FLAGS if any(getattr(r, n, None) is not None for r in recipes)}
     assert len(replaced) == 15
     for name in replaced:
         _, shown = texts[name].split(" Default: ")
@@ -275,6 +276,10 @@ REFUSED = {
     "begin",
     "--epochs 8 --warmup_epochs 8": "expected fewer than --epochs=8, received 8, so phase 2 would "
     "never begin",
+    "--method metalabelnet_clean --fine_tune_epochs 5 --epochs 8 --warmup_epochs 8": "expected "
+    "fewer than --epochs=8, received 8, so phase 2 would never begin",
+    "--method forward --warmup_epochs 0": "expected at least 1, received 0",
+    "--method gold_loss_correction --warmup_epochs 0": "expected at least 1, received 0",
     "--method cross_entropy --epochs 0": "expected at least 1, received 0",
     "--batch_size 301": "expected at most --meta_size=300, received 301",
 } | {
@@ -384,6 +389,14 @@ def test_a_bad_data_dir_gets_one_line_that_names_it(refused, tmp_path, monkeypat
         (data_dir / "cifar10" / "3.0.2" / "dataset_info.json").write_text('{"name": "cifa')
     line = refused("--dataset", "cifar10", "--data_dir", data_dir)
     assert line.startswith(f"mln_keras.py: --data_dir: {data_dir}: ") and "; to mend it, " in line
+
+
+@pytest.mark.parametrize("flags", ["--method=co_teaching", "--method=forward --warmup_epochs=0"])
+def test_as_run_asks_for_no_more_than_it_takes(flags):
+    """Neither the share of wrong labels nor a warm-up."""
+    settings, recipe = settings_and_recipe("--dataset=clothing1m", "--as_run", *flags.split())
+    assert settings["as_run"] is True is recipe.as_run
+    assert METHODS[settings["method"]].from_recipe(recipe)[0]["as_run"] is True
 
 
 def test_no_teacher_is_trained_before_the_flags_are_checked(refused, monkeypatch):

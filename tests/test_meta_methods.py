@@ -477,10 +477,11 @@ def test_without_the_clean_images_it_is_metalabelnet():
 
 def test_all_phases_follow_the_recipe():
     recipe = RECIPES["cifar10"]
-    options, epochs, learning_rate_at = MetaLabelNetClean.from_recipe(recipe, fine_tune_epochs=60)
+    flags = {"fine_tune_epochs": 60, "clean_weight": 0.3, "as_run": True}
+    options, epochs, learning_rate_at = MetaLabelNetClean.from_recipe(recipe.with_flags(flags))
     assert options == {
         "corrected_from": 44, "warmup_epochs": 88, "fine_tune_from": 164,
-        "inner_learning_rate": 1.0,
+        "inner_learning_rate": 1.0, "clean_weight": 0.3,
     }  # fmt: skip
     assert epochs == 224
     rates = [learning_rate_at(epoch) for epoch in (40, 41, 44, 84, 85, 124, 125, 163)]

@@ -47,7 +47,7 @@ from mln_keras.command.files import write_csv
 from mln_keras.command.recipes import RECIPES
 from mln_keras.command.xla import configure_xla
 from mln_keras.data.checks import ArgumentError
-from mln_keras.methods.forward import count_transitions_as_run
+from mln_keras.methods.forward import Forward, count_transitions_as_run
 from mln_keras.training.model import NoisyLabelModel
 
 RESULT_KEYS = [
@@ -288,11 +288,28 @@ def test_forward_as_run_knows_the_true_labels():
     )
     np.testing.assert_allclose(model.transition, expected, rtol=1e-6)
     assert len(model.phases()) == model.chosen_from == 1
-    assert run.plan_of(settings, recipe)[1] == EPOCHS
+    assert Forward.from_recipe(recipe, splits)[1] == EPOCHS
 
     unknown = dataclasses.replace(splits, clean_labels=None)
     with pytest.raises(ArgumentError, match="^as_run: of forward needs the true labels"):
-        run.check_splits(settings, recipe, unknown)
+        run.check_model(settings, recipe, unknown)
+
+
+def test_co_teaching_knows_the_share_of_wrong_labels():
+    """Of all classes, where --noise_ratio is of those that flip; and after labels have changed."""
+    settings, recipe = settings_and_recipe(*SHORT[:2], "--method", "co_teaching")
+    splits = run.load_splits(settings, recipe)
+    right = splits.clean_labels
+    half = np.where(np.arange(len(right)) % 2, splits.given_labels, right)
+    mended = dataclasses.replace(splits, given_labels=half)
+    for one in (splits, mended):
+        model = run.model_of(settings, recipe, one)
+        assert model.noise_rate == np.mean(one.given_labels != right) > 0
+    assert splits.noise_ratio != recipe.noise_ratio != mended.noise_ratio
+
+    unknown = dataclasses.replace(splits, clean_labels=None)
+    with pytest.raises(ArgumentError, match="^method: co_teaching needs the share of wrong labels"):
+        run.check_model(settings, recipe, unknown)
 
 
 @pytest.mark.parametrize("method", ["metalabelnet", "cross_entropy"])
@@ -347,6 +364,7 @@ def seen_in_training(finished_run, monkeypatch, tmp_path):
         return found[0]
 
     monkeypatch.setattr(run.devices, "strategy_of", lambda gpus: None)  # there need not be a GPU
+    monkeypatch.setattr(run, "check_model", lambda *_: None)
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "a home"))
     return see

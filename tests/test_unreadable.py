@@ -15,7 +15,6 @@ from runs import main
 
 from mln_keras import MetaLabelNet
 from mln_keras.command import results, run
-from mln_keras.command.recipes import RECIPES
 from mln_keras.data import batches, image_files, progress, suspects, tensorflow_errors, unreadable
 from mln_keras.data.image_files import ImageFiles
 
@@ -258,8 +257,7 @@ def test_the_command_line_decodes_all_files_where_that_is_asked_for(
 ):
     monkeypatch.setattr(image_files, "SAMPLE", 1)
     monkeypatch.setattr(image_files, "LEAST_SAMPLE", 1)
-    settings = {"as_run": None, "seed": 0, "check_files": check_files}
-    run.check_splits(settings, RECIPES["webvision"], splits)
+    run.check_files({"seed": 0, "check_files": check_files}, splits)
     assert list(results.unreadable_files(splits)) == ["train", "meta", "test"]
     assert len(results.unreadable_files(splits)["train"]) == check_files
 

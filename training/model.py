@@ -149,17 +149,26 @@ class NoisyLabelModel(SavesTraining, Evaluates, RefusesUnsupported, keras_privat
         """
 
     @classmethod
-    def from_recipe(cls, recipe):
+    def from_recipe(cls, recipe, splits=None):
         """How the command line trains this method.
+
+        By default those of its `flags` that are arguments are the recipe's, where it has them.
 
         Args:
             recipe: `command.recipes.Recipe`.
+            splits: `data.source.Splits`; None before they are loaded. Arguments that are found by
+                them are left out then.
 
         Returns:
             (dict of the constructor's arguments; number of epochs; function from the 0-based epoch
             to the learning rate).
+
+        Raises:
+            ArgumentError: for a recipe by which it cannot be trained.
         """
-        return {}, recipe.epochs, recipe.learning_rate_at
+        given = {name: getattr(recipe, name) for name in cls.flags if name in cls.config_names}
+        options = {name: value for name, value in given.items() if value is not None}
+        return options, recipe.epochs, recipe.learning_rate_at
 
     # ---- the classifier ---------------------------------------------------------------------
 
