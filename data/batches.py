@@ -145,7 +145,7 @@ def in_order(images, labels, batch_size):
 
 def for_inference(images):
     """How many of these images are computed at once where nothing is learned: 32 to 1000."""
-    return min(max(INFERENCE_PIXELS // (images.shape[1] * images.shape[2]), 32), 1000)
+    return min(max(INFERENCE_PIXELS // math.prod(images.shape[1:3]), 32), 1000)
 
 
 def rows_of(images, function, batch_size, what, *columns):
