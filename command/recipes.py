@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable
 
+from mln_keras.data import checks
 from mln_keras.layers import RandomFlipCrop, backbone
 
 
@@ -65,7 +65,7 @@ class Recipe:
         weights = pathlib.Path(self.weights)
         if not weights.is_file():
             return f"{self.backbone}-{self.weights}"
-        return f"{self.backbone}-{hashlib.sha256(weights.read_bytes()).hexdigest()[:12]}"
+        return f"{self.backbone}-{checks.identify('weights', weights)['sha256'][:12]}"
 
     def loader_options(self):
         """What the loader of image files takes besides the data directory, a dict."""
