@@ -10,6 +10,7 @@ and CSV lie beside --results. Flags after `--` go to every run.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import statistics
 import sys
@@ -70,8 +71,7 @@ def by_value(flag, results):
     """Lines: accuracy by the value of the flag, a panel a kind of accuracy, a line a noise and
     ratio."""
     groups, lines = grid.group(results, flag), []
-    for of, panel in (("warmup_test_accuracy", "warm-up end"), ("test_accuracy", "best by meta"),
-                      ("last_test_accuracy", "last epoch")):  # fmt: skip
+    for panel, of in {"warm-up end": "warmup_test_accuracy", **grid.TESTED}.items():
         for noise in dict.fromkeys(cell[:2] for cell in groups):
             same = {cell[2]: runs for cell, runs in groups.items() if cell[:2] == noise}
             points = [[one[of] for one in runs] for runs in same.values()]
@@ -83,11 +83,10 @@ def figure4(results):
     """Lines: how far soft labels move in an epoch, a run's each; the band is the variance."""
     lines = []
     for one in results:
+        means, variances = (one["history"][of] for of in CHANGE)
         points = [
             (epoch, mean, mean - variance, mean + variance)
-            for epoch, (mean, variance) in enumerate(
-                zip(*(one["history"][of] for of in CHANGE), strict=True), start=1
-            )
+            for epoch, mean, variance in zip(itertools.count(1), means, variances)
             if mean is not None
         ]
         panel = title(one["noise"], one["noise_ratio"])

@@ -29,6 +29,7 @@ from mln_keras.data import corruption
 PROGRAM = pathlib.Path(__file__).resolve().parents[1] / "mln_keras.py"
 NOISES = ("uniform", "feature_dependent")  # of the paper's CIFAR-10 results
 RATIOS = (0.2, 0.4, 0.6, 0.8)
+TESTED = {"best by meta": "test_accuracy", "last epoch": "last_test_accuracy"}  # name in a result
 COLUMNS = ("accuracy", "meta_accuracy", "test_accuracy", *CHANGE)  # of history.csv
 
 
@@ -223,13 +224,11 @@ def group(results, flag):
 
 def table(results, flag):
     """Markdown: test accuracies, a row a noise, ratio and value of the flag."""
-    header = ("noise", flag, "seeds", "best by meta", "last epoch")
+    header = ("noise", flag, "seeds", *TESTED)
     rows = [header, ["---"] * len(header)]
     for (noise, ratio, value), runs in group(results, flag).items():
         seeds = ", ".join(str(run["seed"]) for run in runs)
-        accuracies = (
-            quote([run[of] for run in runs]) for of in ("test_accuracy", "last_test_accuracy")
-        )
+        accuracies = (quote([run[of] for run in runs]) for of in TESTED.values())
         rows.append((f"{noise}, {ratio:.0%}", str(value), seeds, *accuracies))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

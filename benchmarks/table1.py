@@ -16,7 +16,6 @@ import grid
 
 from mln_keras.methods import METHODS
 
-ROWS = {"best by meta": "test_accuracy", "last epoch": "last_test_accuracy"}  # name in a result
 DEFAULT_METHODS = ("metalabelnet", "cross_entropy")
 PAPERS_DATA = {("cifar10", 5000)}  # data set and number of clean images
 PAPER = {  # on CIFAR-10: mean and standard deviation of 4 runs, at each of grid.RATIOS
@@ -64,18 +63,16 @@ def table(results):
 
 
 def _of_noise(noise, results):
-    """A column a ratio; of each method what was run, by ROWS, then the paper's, for its data."""
+    """A column a ratio; of each method what was run, then the paper's, for its data."""
     data = {(one["dataset"], one["flags"]["meta_size"]) for one in results}
     papers = PAPER.get(noise, {}) if data == PAPERS_DATA else {}
-    ratios = sorted({one["noise_ratio"] for one in results} | set(grid.RATIOS if papers else ()))
+    groups = grid.group(results, "method")
+    ratios = sorted({ratio for _, ratio, _ in groups} | set(grid.RATIOS if papers else ()))
     rows = [("method", "", *(f"{ratio:.0%}" for ratio in ratios)), ["---"] * (2 + len(ratios))]
     for method in METHODS:
-        runs = {ratio: [] for ratio in ratios}
-        for one in results:
-            if one["method"] == method:
-                runs[one["noise_ratio"]].append(one)
-        for name, of in ROWS.items() if any(runs.values()) else ():
-            rows.append((method, name, *(_cell(each, of) for each in runs.values())))
+        runs = [groups.get((noise, ratio, method), []) for ratio in ratios]
+        for name, of in grid.TESTED.items() if any(runs) else ():
+            rows.append((method, name, *(_cell(each, of) for each in runs)))
         if method in papers:
             of_ratio = dict(zip(grid.RATIOS, papers[method].split()))
             numbers = (of_ratio.get(ratio, "").replace("±", " ± ") for ratio in ratios)

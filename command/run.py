@@ -257,7 +257,7 @@ def run(settings, recipe, splits, callbacks=(), strategy=None):
     devices.check_same(strategy, done, splits.given_labels)
     with devices.scope(strategy):
         model = model_of(settings, recipe, splits, weights)
-    _, epochs, learning_rate_at = METHODS[settings["method"]].from_recipe(recipe, splits)
+    _, epochs, learning_rate_at = METHODS[settings["method"]].from_recipe(recipe)
     callbacks = [keras.callbacks.LearningRateScheduler(learning_rate_at), *callbacks]
     if is_first:
         callbacks += _recorders(settings, recipe, model, splits, state)
@@ -305,7 +305,7 @@ def _write_files(settings, recipe, splits, model, recorder, strategy):
     if checkpoints.has_soft_labels(model):
         of_all = checkpoints.soft_labels_of(model, splits.train_images, splits.given_labels)
         results.write_soft_labels(directory, splits, of_all)
-    _, epochs, _ = METHODS[settings["method"]].from_recipe(recipe, splits)
+    _, epochs, _ = METHODS[settings["method"]].from_recipe(recipe)
     return results.write_results(
         directory,
         model,

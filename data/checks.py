@@ -49,7 +49,7 @@ def content(name, path):
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise _unreadable(name, path, error) from None
+        raise ArgumentError(name, f"{path} cannot be read: {error.strerror}") from None
 
 
 def identify(name, path):
@@ -58,15 +58,7 @@ def identify(name, path):
     Raises:
         ArgumentError: where it cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            return {"file": path, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    except OSError as error:
-        raise _unreadable(name, path, error) from None
-
-
-def _unreadable(name, path, error):
-    return ArgumentError(name, f"{path} cannot be read: {error.strerror}")
+    return {"file": path, "sha256": hashlib.sha256(content(name, path)).hexdigest()}
 
 
 def integer(name, value, minimum):
